@@ -1,0 +1,248 @@
+"""The node's configuration: one TOML file into frozen, typed structs. Nothing else reads the environment.
+
+Secrets are named by file path, never by value. `load` raises `ConfigFault` that lists every fault, each with its key and
+what would be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from valv.errors import ConfigFault
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`name` appears in the ledger's checkpoints (a DNS-like name); `country` is ISO 3166; `unit` the department."""
+
+    name: str
+    country: str
+    unit: str
+    title: str = "Valv"
+    contact: str = ""
+    demo: bool = False
+
+
+class Serve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    host: str = "127.0.0.1"
+    port: int = 8600
+    public_url: str = ""
+    max_upload: int = 1 << 40
+
+
+class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`url` as SQLAlchemy spells it; empty for the embedded SQLite file. A password is read from `password_file`."""
+
+    url: str = ""
+    password_file: str = ""
+
+
+class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    backend: str = "local"
+    path: str = "store"
+
+
+class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`passphrase_file`: where keyd reads the passphrase at start; empty: it stays locked until `valv keys unseal`."""
+
+    backend: str = "file"
+    path: str = "keys"
+    passphrase_file: str = ""
+
+
+class Compute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds for one run (seconds, bytes, count) and how many runs may go on at once."""
+
+    backend: str = "sandbox"
+    slots: int = 2
+    seconds: int = 24 * 3600
+    memory: int = 4 << 30
+    processes: int = 512
+    scratch: int = 2 << 30
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`overlays`: country codes whose forbid-only policies apply here, besides the node's own country."""
+
+    overlays: tuple[str, ...] = ()
+    permit_days: int = 365
+
+
+class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Session limits in seconds; `step_up` is how long a second factor counts."""
+
+    backend: str = "demo"
+    idle: int = 1800
+    absolute: int = 12 * 3600
+    step_up: int = 900
+
+
+class Processes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`uid_base`: where root starts the node, its processes get the user ids from here on (a range of 1000 that nobody
+    else uses). `runtime`: sockets and mounts; empty for a folder in /run (root) or /dev/shm (others)."""
+
+    uid_base: int = 610000
+    runtime: str = ""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node: Node
+    serve: Serve = Serve()
+    database: Database = Database()
+    storage: Storage = Storage()
+    keys: Keys = Keys()
+    compute: Compute = Compute()
+    policy: Policy = Policy()
+    login: Login = Login()
+    processes: Processes = Processes()
+    home: str = ""
+    """The node's folder, where the file lies; relative paths start here. Filled in by `load`."""
+
+    def path(self, name: str) -> Path:
+        """A path of the configuration, made absolute against the node's folder."""
+        return Path(self.home, name)
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url or f"sqlite:///{self.path('db/valv.sqlite')}"
+
+    @property
+    def runtime(self) -> Path:
+        """Where sockets and mounts of this node are. Short, because a socket's path may have 107 bytes only."""
+        if self.processes.runtime:
+            return self.path(self.processes.runtime)
+        mark = hashlib.sha256(self.home.encode()).hexdigest()[:10]
+        uid = os.geteuid()
+        return Path("/run", f"valv-{mark}") if uid == 0 else Path("/dev/shm", f"valv-{uid}-{mark}")  # noqa: S108
+
+    @property
+    def public_url(self) -> str:
+        return self.serve.public_url or f"http://{self.serve.host}:{self.serve.port}"
+
+    @property
+    def loopback(self) -> bool:
+        return _loopback(self.serve.host)
+
+
+SECTIONS: dict[str, Any] = {
+    "node": Node,
+    "serve": Serve,
+    "database": Database,
+    "storage": Storage,
+    "keys": Keys,
+    "compute": Compute,
+    "policy": Policy,
+    "login": Login,
+    "processes": Processes,
+}
+COUNTRIES = ("SE", "NO", "DK", "FI", "IS", "EE", "LV", "LT", "DE", "NL")
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read and check the configuration. Raises `ConfigFault` naming every fault and its key."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "valv.toml"
+    try:
+        raw = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigFault(f"{file} does not exist", "create a node with 'valv node create DIR'") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigFault(f"{file}: {error}") from None
+    config, faults = parse(raw, str(file.resolve().parent))
+    if config is None or faults:
+        raise ConfigFault("\n".join(["", *(f"  {fault}" for fault in faults)]).rstrip(), f"edit {file}")
+    return config
+
+
+def parse(raw: dict[str, Any], home: str) -> tuple[Config | None, list[str]]:
+    """The configuration and every fault found in it, as `section.key: what is wrong`."""
+    faults: list[str] = []
+    parts: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name not in SECTIONS:
+            faults.append(f"[{name}]: no such section; the sections are {', '.join(SECTIONS)}")
+        elif not isinstance(value, dict):
+            faults.append(f"{name}: must be a section, written [{name}]")
+        else:
+            parts[name] = _section(name, value, faults)
+    if "node" not in raw:
+        faults.append("[node]: missing; it names the node: name, country, unit")
+    if faults:
+        return None, faults
+    config = Config(**parts, home=home)
+    faults.extend(_meaning(config))
+    return config, faults
+
+
+def _section(name: str, value: dict[str, Any], faults: list[str]) -> Any:
+    kind = SECTIONS[name]
+    known = {field.name: field for field in msgspec.structs.fields(kind)}
+    good: dict[str, Any] = {}
+    for key, item in value.items():
+        if key not in known:
+            faults.append(f"{name}.{key}: no such setting; [{name}] has {', '.join(known)}")
+            continue
+        try:
+            good[key] = msgspec.convert(item, known[key].type)
+        except msgspec.ValidationError as error:
+            faults.append(f"{name}.{key}: {error}")
+    missing = [key for key, field in known.items() if field.required and key not in value]
+    faults.extend(f"{name}.{key}: missing" for key in missing)
+    if missing or len(good) != len(value):
+        return None
+    return kind(**good)
+
+
+def _meaning(config: Config) -> list[str]:
+    """Faults that a type cannot show."""
+    faults: list[str] = []
+
+    def check(ok: bool, fault: str) -> None:
+        if not ok:
+            faults.append(fault)
+
+    check(
+        config.node.country in COUNTRIES, f"node.country: {config.node.country!r} is not one of {', '.join(COUNTRIES)}"
+    )
+    name = config.node.name
+    check(bool(name) and not any(c.isspace() or c in "+/" for c in name), "node.name: a name without spaces, + and /")
+    check(bool(config.node.unit.strip()), "node.unit: must not be empty")
+    check(0 < config.serve.port < 65536, "serve.port: must lie between 1 and 65535")
+    for key in ("slots", "seconds", "memory", "processes", "scratch"):
+        check(getattr(config.compute, key) > 0, f"compute.{key}: must be positive")
+    check(config.compute.slots <= 400, "compute.slots: at most 400")
+    for key in ("idle", "absolute", "step_up"):
+        check(getattr(config.login, key) > 0, f"login.{key}: must be positive")
+    check(config.policy.permit_days > 0, "policy.permit_days: must be positive")
+    if "://" in config.database.url:
+        user = config.database.url.partition("://")[2].partition("@")[0]
+        check(":" not in user or "@" not in config.database.url, "database.url: a password belongs in password_file")
+    for country in config.policy.overlays:
+        check(country in COUNTRIES, f"policy.overlays: {country!r} is not one of {', '.join(COUNTRIES)}")
+    if config.login.backend == "demo" and not (config.node.demo and config.loopback):
+        faults.append(
+            "login.backend: 'demo' works only in a node made by 'valv demo' that listens on a loopback address"
+        )
+    for section, key in (("database", "password_file"), ("keys", "passphrase_file")):
+        value = getattr(getattr(config, section), key)
+        if value and not config.path(value).is_file():
+            faults.append(f"{section}.{key}: {config.path(value)} is not a file")
+        elif value and config.path(value).stat().st_mode & 0o077:
+            faults.append(f"{section}.{key}: {config.path(value)} can be read by others; chmod 600")
+    return faults
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,114 @@
+"""Where runs run.
+
+Duties of every backend (`Compute`):
+
+1. The command sees exactly the files of its spec, read-only, under `/data/<path>`, an empty writable `/work` and
+   `/outbox`, and a base system; no network, no other process, no other dataset, no host file.
+2. Every verb is idempotent: starting a run that is known changes nothing; stopping an ended run is no error.
+3. A run ends as a whole tree: after `stop` returns, or when a limit is hit, no process of it is left.
+4. When the run's permit loses its lease, reads fail with EACCES within 500 ms and the tree ends within 2 s.
+5. Standard output and error go to `stdout.txt` and `stderr.txt` in the outbox: they are outputs like others.
+6. Nothing of a run outlives `discard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, Protocol
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of one run: wall seconds, bytes of memory, processes and threads, bytes of scratch and outputs."""
+
+    seconds: int = 3600
+    memory: int = 2 << 30
+    processes: int = 256
+    scratch: int = 1 << 30
+
+
+class MountedFile(msgspec.Struct, frozen=True):
+    """One file as a reader process needs it.
+
+    `path`: `<dataset>/<path in it>`; `body`: name in the store; `header`: Crypt4GH header sealed to `key_id`;
+    `size`: plain bytes; `seal_root`: root of the seal, 32 bytes; `file_id`: what the ledger calls it.
+    """
+
+    file_id: str
+    path: str
+    body: str
+    header: bytes
+    key_id: str
+    size: int
+    seal_root: bytes
+
+
+class RunSpec(msgspec.Struct, frozen=True):
+    run_id: str
+    grant_id: str
+    command: tuple[str, ...]
+    files: tuple[MountedFile, ...]
+    limits: Limits = Limits()
+    environment: dict[str, str] = {}
+
+
+RunEnd = Literal["exited", "time", "memory", "stopped", "revoked", "lost", "not_started"]
+
+
+class RunStatus(msgspec.Struct, frozen=True):
+    """`exit_code` only where `end` is `exited`; times in seconds since 1970; `cpu` in seconds, `memory` peak bytes;
+    `reads`: plain bytes read so far by file id; `detail`: for the operator, never from the run's own output."""
+
+    run_id: str
+    state: Literal["starting", "running", "ended", "unknown"]
+    end: RunEnd | None = None
+    exit_code: int | None = None
+    started: float | None = None
+    ended: float | None = None
+    cpu: float = 0.0
+    memory: int = 0
+    reads: dict[str, int] = {}
+    detail: str = ""
+
+
+class Output(msgspec.Struct, frozen=True):
+    """One collected output, already encrypted for the node's key of the release and committed to the store."""
+
+    path: str
+    body: str
+    header: bytes
+    size: int
+    sha256: bytes
+    seal_root: bytes
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """An entry of the outbox that is not taken, and why (`symlink`, `device`, `fifo`, `name`, `socket`, …)."""
+
+    path: str
+    reason: str
+
+
+class Compute(Protocol):
+    def start(self, spec: RunSpec) -> None: ...
+
+    def status(self, run_id: str) -> RunStatus: ...
+
+    def stop(self, run_id: str) -> None: ...
+
+    def collect(self, run_id: str, public_key: bytes) -> Iterator[Output | Skipped]:
+        """After the end: encrypt each output for `public_key` on its way into the store."""
+        ...
+
+    def discard(self, run_id: str) -> None: ...
+
+    def runs(self) -> list[str]:
+        """Run ids that the backend still knows, for the worker's reconciliation after a restart."""
+        ...
+
+
+class Reader(Protocol):
+    """Opens one stored file for a caller that may see plain bytes (an output checker, a released result)."""
+
+    def read(self, grant_id: str, file: MountedFile) -> Iterator[bytes]: ...

@@ -1,0 +1,78 @@
+"""Who holds the keys.
+
+`KeyHolder` is what the rest of the node sees of the `keyd` process: verbs that use keys, none that gives one away.
+`RootKey` is what `keyd` needs of a keyring backend.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+KeyClass = Literal["identifiable", "anonymised", "result", "intake"]
+"""What a key pair protects. A header under an `identifiable` key is never sealed to a key from outside the node."""
+
+
+class KeyStatus(msgspec.Struct, frozen=True):
+    """`node_key`: the node's Crypt4GH public key (32 bytes) for deposits; `log_key`: the C2SP verifier key of its
+    ledger, `<name>+<hash>+<base64>`; both empty while locked."""
+
+    open: bool
+    node_key: bytes = b""
+    log_key: str = ""
+
+
+class KeyHolder(Protocol):
+    def status(self) -> KeyStatus: ...
+
+    def create(self, key_id: str, key_class: KeyClass) -> bytes:
+        """Make a Crypt4GH key pair, keep the private half wrapped, return the public half. Repeating gives the same."""
+        ...
+
+    def confirm(self, key_id: str) -> None:
+        """The claim `anonymised` has taken effect: from now on headers may be sealed to keys from outside."""
+        ...
+
+    def narrow(self, key_id: str) -> None:
+        """From now on the key is `identifiable`. There is no way back."""
+        ...
+
+    def adopt(self, header: bytes, key_id: str) -> bytes:
+        """Re-seal a header that a depositor made for the node's public key to key `key_id`."""
+        ...
+
+    def grant(self, grant_id: str, key_ids: list[str], uid: int, seconds: float) -> None:
+        """Let a process of user `uid` use `reseal` on these keys for so long. Only the worker and the server may."""
+        ...
+
+    def renew(self, grant_id: str, seconds: float) -> None: ...
+
+    def revoke(self, grant_id: str) -> None: ...
+
+    def reseal(self, grant_id: str, key_id: str, header: bytes, public_key: bytes) -> bytes:
+        """For a mount or reader process: re-seal one header to its ephemeral key. The caller's user must be the
+        grant's."""
+        ...
+
+    def reseal_outside(self, key_id: str, header: bytes, public_key: bytes) -> bytes:
+        """For a download: re-seal to a researcher's registered key. Refused unless the key is `anonymised` and
+        confirmed."""
+        ...
+
+    def sign(self, size: int, root: bytes, proof: list[bytes]) -> str:
+        """Sign a checkpoint of the ledger as a C2SP signed note. `proof` is the RFC 9162 consistency proof from the
+        last signed size; a shrinking or forked tree is refused."""
+        ...
+
+    def destroy(self, key_id: str) -> None: ...
+
+
+class RootKey(Protocol):
+    """A keyring backend: wraps and unwraps 32-byte keys. The root key itself stays inside."""
+
+    def wrap(self, secret: bytes, context: bytes) -> bytes: ...
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        """Raises `KeyFault` where the wrapped key or its context (bound as associated data) was changed."""
+        ...
