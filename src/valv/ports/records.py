@@ -149,7 +149,7 @@ class Unit(Protocol):
         ...
 
 
-class RepeatedCommand(Exception):  # noqa: N818 - an answer, not an error
+class RepeatedCommand(Exception):
     """This command id was appended before; `recorded` are its events: the first answer still stands."""
 
     def __init__(self, recorded: list[Recorded]) -> None:

@@ -1,0 +1,312 @@
+"""Dataset: its versions, and what class each of them really has.
+
+`anonymised` is a claim. It takes effect for a version after an identifier scan and the assessment of a second person;
+until then, and whenever it is narrowed, the version counts as identifiable.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, assert_never
+
+import msgspec
+
+from valv.core.classes import DataClass
+from valv.core.process import NODE, Command, Event, Table, guard
+from valv.errors import Refusal
+
+KIND = "dataset"
+Phase: TypeAlias = Literal["registered", "live", "closed"]
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """`findings`: number of suspicious places the identifier scan found, None before the scan; `confirmed`: the
+    assessment, None before it."""
+
+    number: int
+    deposit_id: str
+    key_id: str
+    claimed: DataClass
+    consent: tuple[str, ...]
+    files: int
+    size: int
+    manifest: str
+    participants: int
+    findings: int | None = None
+    confirmed: bool | None = None
+
+    @property
+    def effective(self) -> DataClass:
+        """The class that counts."""
+        return "anonymised" if self.claimed == "anonymised" and self.confirmed else "identifiable"
+
+
+class Dataset(msgspec.Struct, frozen=True, kw_only=True):
+    """`committee`: the group of accounts that decides on access; `custodian`: who deposits and states consent."""
+
+    dataset_id: str
+    name: str
+    custodian: str
+    committee: str
+    country: str
+    unit: str
+    phase: Phase = "registered"
+    versions: tuple[Version, ...] = ()
+
+    @property
+    def current(self) -> Version | None:
+        return self.versions[-1] if self.versions else None
+
+    def version(self, number: int) -> Version | None:
+        return next((version for version in self.versions if version.number == number), None)
+
+
+# --- commands ---
+class Register(Command, frozen=True, kw_only=True):
+    dataset_id: str
+    name: str
+    committee: str
+    country: str
+    unit: str
+
+
+class AddVersion(Command, frozen=True, kw_only=True):
+    deposit_id: str
+    key_id: str
+    claimed: DataClass
+    consent: tuple[str, ...]
+    files: int
+    size: int
+    manifest: str
+    participants: int
+
+
+class RecordScan(Command, frozen=True, kw_only=True):
+    """What the identifier scan of a version found. `report`: id of the text that lists the findings."""
+
+    version: int
+    findings: int
+    report: str
+
+
+class Assess(Command, frozen=True, kw_only=True):
+    """A second person's word on the claim `anonymised`. `reason`: id of a text."""
+
+    version: int
+    confirm: bool
+    reason: str
+
+
+class Narrow(Command, frozen=True, kw_only=True):
+    """The version is identifiable after all; downloads end at once."""
+
+    version: int
+    reason: str
+
+
+class Close(Command, frozen=True, kw_only=True):
+    reason: str
+
+
+Commands: TypeAlias = Register | AddVersion | RecordScan | Assess | Narrow | Close
+
+
+# --- events ---
+class Registered(Event, frozen=True, kw_only=True, tag="dataset.registered"):
+    dataset_id: str
+    name: str
+    custodian: str
+    committee: str
+    country: str
+    unit: str
+
+
+class VersionAdded(Event, frozen=True, kw_only=True, tag="dataset.version_added"):
+    number: int
+    deposit_id: str
+    key_id: str
+    claimed: DataClass
+    consent: tuple[str, ...]
+    files: int
+    size: int
+    manifest: str
+    participants: int
+
+
+class Scanned(Event, frozen=True, kw_only=True, tag="dataset.scanned"):
+    version: int
+    findings: int
+    report: str
+
+
+class Assessed(Event, frozen=True, kw_only=True, tag="dataset.assessed"):
+    version: int
+    confirmed: bool
+    assessor: str
+    reason: str
+
+
+class Narrowed(Event, frozen=True, kw_only=True, tag="dataset.narrowed"):
+    version: int
+    reason: str
+
+
+class Closed(Event, frozen=True, kw_only=True, tag="dataset.closed"):
+    reason: str
+
+
+Events: TypeAlias = Registered | VersionAdded | Scanned | Assessed | Narrowed | Closed
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """`custodian`: the actor may register datasets; `assessor`: the actor may assess claims of anonymity."""
+
+    custodian: bool = False
+    assessor: bool = False
+    name_taken: bool = False
+
+
+TABLE: Table = {
+    "new": {"custodian": frozenset({Register})},
+    "registered": {NODE: frozenset({AddVersion}), "custodian": frozenset({Close})},
+    "live": {
+        NODE: frozenset({AddVersion, RecordScan}),
+        "assessor": frozenset({Assess, Narrow}),
+        "custodian": frozenset({Narrow, Close}),
+    },
+    "closed": {},
+}
+
+
+def roles(state: Dataset | None, by: str, facts: Facts) -> frozenset[str]:
+    """The custodian never assesses their own claim: a second person does."""
+    if by == NODE:
+        return frozenset({NODE})
+    owner = facts.custodian if state is None else by == state.custodian
+    found = {"custodian"} if owner else set()
+    if facts.assessor and not owner:
+        found.add("assessor")
+    return frozenset(found)
+
+
+def decide(state: Dataset | None, command: Commands, facts: Facts) -> list[Events] | Refusal:
+    if isinstance(command, Assess) and state is not None and command.by == state.custodian:
+        return Refusal("own_claim", "the custodian who made the claim cannot assess it")
+    refusal = guard(TABLE, state.phase if state else "new", roles(state, command.by, facts), command)
+    if refusal:
+        return refusal
+    match command:
+        case Register():
+            if facts.name_taken:
+                return Refusal("name_taken", command.name)
+            return [
+                Registered(
+                    dataset_id=command.dataset_id,
+                    name=command.name,
+                    custodian=command.by,
+                    committee=command.committee,
+                    country=command.country,
+                    unit=command.unit,
+                )
+            ]
+        case AddVersion():
+            number = len(state.versions) + 1 if state else 1
+            if state and any(version.deposit_id == command.deposit_id for version in state.versions):
+                return Refusal("already_published", "this deposit is a version already")
+            return [
+                VersionAdded(
+                    number=number,
+                    deposit_id=command.deposit_id,
+                    key_id=command.key_id,
+                    claimed=command.claimed,
+                    consent=command.consent,
+                    files=command.files,
+                    size=command.size,
+                    manifest=command.manifest,
+                    participants=command.participants,
+                )
+            ]
+        case RecordScan():
+            return _scan(state, command)
+        case Assess():
+            return _assess(state, command)
+        case Narrow():
+            version = state.version(command.version) if state else None
+            if version is None:
+                return Refusal("no_version", f"version {command.version}")
+            if version.effective == "identifiable" and version.claimed == "identifiable":
+                return Refusal("already_identifiable")
+            return [Narrowed(version=command.version, reason=command.reason)]
+        case Close():
+            return [Closed(reason=command.reason)]
+        case _:
+            assert_never(command)
+
+
+def _scan(state: Dataset | None, command: RecordScan) -> list[Events] | Refusal:
+    version = state.version(command.version) if state else None
+    if version is None:
+        return Refusal("no_version", f"version {command.version}")
+    if version.claimed != "anonymised":
+        return Refusal("not_claimed")
+    if version.findings is not None:
+        return Refusal("already_scanned")
+    return [Scanned(version=command.version, findings=command.findings, report=command.report)]
+
+
+def _assess(state: Dataset | None, command: Assess) -> list[Events] | Refusal:
+    version = state.version(command.version) if state else None
+    if version is None:
+        return Refusal("no_version", f"version {command.version}")
+    if version.claimed != "anonymised":
+        return Refusal("not_claimed")
+    if version.findings is None:
+        return Refusal("not_scanned", "the identifier scan has not ended yet")
+    if version.confirmed is not None:
+        return Refusal("already_assessed")
+    return [Assessed(version=command.version, confirmed=command.confirm, assessor=command.by, reason=command.reason)]
+
+
+def evolve(state: Dataset | None, event: Events) -> Dataset:
+    if isinstance(event, Registered):
+        return Dataset(
+            dataset_id=event.dataset_id,
+            name=event.name,
+            custodian=event.custodian,
+            committee=event.committee,
+            country=event.country,
+            unit=event.unit,
+        )
+    if state is None:
+        raise ValueError(f"{type(event).__name__} before Registered")
+    match event:
+        case VersionAdded():
+            version = Version(
+                number=event.number,
+                deposit_id=event.deposit_id,
+                key_id=event.key_id,
+                claimed=event.claimed,
+                consent=event.consent,
+                files=event.files,
+                size=event.size,
+                manifest=event.manifest,
+                participants=event.participants,
+            )
+            return msgspec.structs.replace(state, phase="live", versions=(*state.versions, version))
+        case Scanned():
+            return _changed(state, event.version, findings=event.findings)
+        case Assessed():
+            return _changed(state, event.version, confirmed=event.confirmed)
+        case Narrowed():
+            return _changed(state, event.version, claimed="identifiable", confirmed=False)
+        case Closed():
+            return msgspec.structs.replace(state, phase="closed")
+        case _:
+            assert_never(event)
+
+
+def _changed(state: Dataset, number: int, **values: object) -> Dataset:
+    versions = tuple(
+        msgspec.structs.replace(version, **values) if version.number == number else version
+        for version in state.versions
+    )
+    return msgspec.structs.replace(state, versions=versions)

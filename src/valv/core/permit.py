@@ -1,0 +1,199 @@
+"""Permit: the root object. No permit, no bytes.
+
+People, mounts, downloads and runs hang off it; each asks `permits` again at least every half second.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, TypeAlias, assert_never
+
+import msgspec
+
+from valv.core.access import Wanted
+from valv.core.classes import Mode
+from valv.core.consent import Purpose
+from valv.core.process import NODE, Command, Event, Table, guard
+from valv.errors import Refusal
+
+KIND = "permit"
+Phase: TypeAlias = Literal["issued", "revoked", "expired", "given_back"]
+
+
+class Permit(msgspec.Struct, frozen=True, kw_only=True):
+    """`people`: account ids; `datasets`: the exact versions; `starts`, `ends`: aware UTC times."""
+
+    permit_id: str
+    access_id: str
+    people: tuple[str, ...]
+    datasets: tuple[Wanted, ...]
+    purpose: Purpose
+    mode: Mode
+    starts: datetime
+    ends: datetime
+    phase: Phase = "issued"
+    reason: str = ""
+
+
+# --- commands ---
+class Issue(Command, frozen=True, kw_only=True):
+    """Follows from `access.approved`, in the same transaction."""
+
+    permit_id: str
+    access_id: str
+    people: tuple[str, ...]
+    datasets: tuple[Wanted, ...]
+    purpose: Purpose
+    mode: Mode
+    starts: datetime
+    ends: datetime
+
+
+class Revoke(Command, frozen=True, kw_only=True):
+    reason: str
+
+
+class Expire(Command, frozen=True, kw_only=True):
+    pass
+
+
+class GiveBack(Command, frozen=True, kw_only=True):
+    """The holder needs it no more."""
+
+
+Commands: TypeAlias = Issue | Revoke | Expire | GiveBack
+
+
+# --- events ---
+class Issued(Event, frozen=True, kw_only=True, tag="permit.issued"):
+    permit_id: str
+    access_id: str
+    people: tuple[str, ...]
+    datasets: tuple[Wanted, ...]
+    purpose: Purpose
+    mode: Mode
+    starts: datetime
+    ends: datetime
+
+
+class Revoked(Event, frozen=True, kw_only=True, tag="permit.revoked"):
+    reason: str
+
+
+class Expired(Event, frozen=True, kw_only=True, tag="permit.expired"):
+    pass
+
+
+class GivenBack(Event, frozen=True, kw_only=True, tag="permit.given_back"):
+    pass
+
+
+Events: TypeAlias = Issued | Revoked | Expired | GivenBack
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """`committee`: the actor sits on the committee of one of the datasets; `custodian`: is custodian of one."""
+
+    committee: bool = False
+    custodian: bool = False
+
+
+TABLE: Table = {
+    "new": {NODE: frozenset({Issue})},
+    "issued": {
+        "committee": frozenset({Revoke}),
+        "custodian": frozenset({Revoke}),
+        "holder": frozenset({GiveBack}),
+        NODE: frozenset({Expire, Revoke}),
+    },
+    "revoked": {},
+    "expired": {},
+    "given_back": {},
+}
+
+
+def roles(state: Permit | None, by: str, facts: Facts) -> frozenset[str]:
+    if by == NODE:
+        return frozenset({NODE})
+    found = set()
+    if facts.committee:
+        found.add("committee")
+    if facts.custodian:
+        found.add("custodian")
+    if state and by in state.people:
+        found.add("holder")
+    return frozenset(found)
+
+
+def permits(
+    state: Permit | None, *, account: str, dataset: Wanted | None, mode: Mode | None, at: datetime
+) -> Refusal | None:
+    """Does this permit let `account` use `dataset` in this mode now? None means yes."""
+    if state is None or account not in state.people:
+        return Refusal("no_permit")
+    if state.phase != "issued":
+        return Refusal("permit_ended", f"this permit is {state.phase.replace('_', ' ')}")
+    if at < state.starts:
+        return Refusal("permit_not_begun", f"it begins {state.starts:%Y-%m-%d %H:%M} UTC")
+    if at >= state.ends:
+        return Refusal("permit_ended", f"it ended {state.ends:%Y-%m-%d %H:%M} UTC")
+    if dataset is not None and dataset not in state.datasets:
+        return Refusal("no_permit", "this permit does not cover that dataset version")
+    if mode is not None and mode != state.mode:
+        return Refusal("other_mode", f"this permit is for the mode '{state.mode}'")
+    return None
+
+
+def decide(state: Permit | None, command: Commands, facts: Facts) -> list[Events] | Refusal:
+    refusal = guard(TABLE, state.phase if state else "new", roles(state, command.by, facts), command)
+    if refusal:
+        return refusal
+    match command:
+        case Issue():
+            return [
+                Issued(
+                    permit_id=command.permit_id,
+                    access_id=command.access_id,
+                    people=command.people,
+                    datasets=command.datasets,
+                    purpose=command.purpose,
+                    mode=command.mode,
+                    starts=command.starts,
+                    ends=command.ends,
+                )
+            ]
+        case Revoke():
+            return [Revoked(reason=command.reason)] if command.reason else Refusal("reason_missing")
+        case Expire():
+            if state and command.at < state.ends:
+                return Refusal("not_yet", "the permit has not reached its end")
+            return [Expired()]
+        case GiveBack():
+            return [GivenBack()]
+        case _:
+            assert_never(command)
+
+
+def evolve(state: Permit | None, event: Events) -> Permit:
+    if isinstance(event, Issued):
+        return Permit(
+            permit_id=event.permit_id,
+            access_id=event.access_id,
+            people=event.people,
+            datasets=event.datasets,
+            purpose=event.purpose,
+            mode=event.mode,
+            starts=event.starts,
+            ends=event.ends,
+        )
+    if state is None:
+        raise ValueError(f"{type(event).__name__} before Issued")
+    match event:
+        case Revoked():
+            return msgspec.structs.replace(state, phase="revoked", reason=event.reason)
+        case Expired():
+            return msgspec.structs.replace(state, phase="expired")
+        case GivenBack():
+            return msgspec.structs.replace(state, phase="given_back")
+        case _:
+            assert_never(event)
