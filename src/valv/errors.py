@@ -158,6 +158,15 @@ CATALOGUE: Final[dict[str, Row]] = {
     "fault.compute": Row(503, 71, "The run could not be handled", "look at 'valv doctor'"),
     "fault.unreachable": Row(503, 69, "A part of the node does not answer", "start the node with 'valv up'"),
     "fault.conflict": Row(409, 75, "Somebody changed this at the same moment", "look at it again, then repeat"),
+    # --- refusals of the key holder -----------------------------------------------------------------------------
+    "key_not_yours": Row(403, 77, "This process may not ask that of the key holder", ""),
+    "no_grant": Row(403, 77, "No grant covers this key", "the run or the viewing must be started again"),
+    "key_stays_inside": Row(403, 77, "What this key protects does not leave the node", "analyse it in place"),
+    "key_class": Row(409, 65, "The key is of another class", ""),
+    "key_destroyed": Row(410, 66, "The key was destroyed; its id is not used again", "use a new key id"),
+    "ledger_forked": Row(
+        409, 75, "The ledger does not continue the one that was signed", "compare it with its last witnessed checkpoint"
+    ),
     # --- refusals: log-in and rights -------------------------------------------------------------------------------
     "login_needed": Row(401, 77, "You are not logged in", "log in: 'valv login'"),
     "login_failed": Row(401, 77, "Name or password is wrong", "check both; after five failures wait a minute"),

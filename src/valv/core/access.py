@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, TypeAlias, assert_never
 
 import msgspec
@@ -248,17 +248,20 @@ def _class_allows(request: Request, facts: Facts) -> Refusal | None:
 
 
 def _approve(state: Access, command: Approve, facts: Facts) -> list[Events] | Refusal:
-    wrong = _class_allows(state.request, facts)
+    # The datasets and people are looked at again: since it was handed in one may have been closed or have left.
+    wrong = _formal(state.request, facts) or _class_allows(state.request, facts)
     if wrong:
         return wrong
     for fact in facts.datasets:
         if fact.match.verdict == "refused":
-            no = next(finding for finding in fact.match.findings if finding.verdict == "refused")
-            return Refusal("against_consent", f"{fact.name}: {no.sentence}: {no.why}")
+            no = next((finding for finding in fact.match.findings if finding.verdict == "refused"), None)
+            return Refusal("against_consent", f"{fact.name}: {no.sentence}: {no.why}" if no else fact.name)
         if fact.match.verdict == "human" and not command.reason:
             return Refusal("reason_missing", f"{fact.name}: the consent match leaves it to the committee: say why")
     if command.ends <= command.at or command.ends <= command.starts:
         return Refusal("ends_before_start")
+    if command.ends - command.starts > timedelta(days=state.request.days):
+        return Refusal("duration", f"{state.request.days} days were applied for, and held against the consent")
     return [
         Approved(
             permit_id=command.permit_id,

@@ -10,7 +10,7 @@ from valv.core.process import NODE, Command, Event, Table, guard
 from valv.errors import Refusal
 
 KIND = "account"
-Phase: TypeAlias = Literal["active", "closed"]
+Phase: TypeAlias = Literal["active"]
 Role: TypeAlias = Literal["researcher", "custodian", "committee", "checker", "operator", "auditor"]
 ROLES: tuple[Role, ...] = ("researcher", "custodian", "committee", "checker", "operator", "auditor")
 
@@ -25,6 +25,7 @@ class Key(msgspec.Struct, frozen=True):
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str
     roles: tuple[Role, ...]
+    committees: tuple[str, ...] = ()
     phase: Phase = "active"
     second_factor: bool = False
     keys: tuple[Key, ...] = ()
@@ -34,6 +35,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 class Create(Command, frozen=True, kw_only=True):
     account_id: str
     roles: tuple[Role, ...]
+    committees: tuple[str, ...] = ()
 
 
 class AddKey(Command, frozen=True, kw_only=True):
@@ -65,6 +67,7 @@ Commands: TypeAlias = Create | AddKey | EndKey | EnrolFactor | RecordLogin
 class Created(Event, frozen=True, kw_only=True, tag="account.created"):
     account_id: str
     roles: tuple[Role, ...]
+    committees: tuple[str, ...] = ()
 
 
 class KeyAdded(Event, frozen=True, kw_only=True, tag="account.key_added"):
@@ -100,9 +103,8 @@ TABLE: Table = {
     "new": {NODE: frozenset({Create})},
     "active": {
         "self": frozenset({AddKey, EndKey, EnrolFactor, RecordLogin}),
-        NODE: frozenset[type[Command]]({EndKey, EnrolFactor}),
+        NODE: frozenset[type[Command]]((EndKey, EnrolFactor)),
     },
-    "closed": {},
 }
 
 
@@ -119,7 +121,7 @@ def decide(state: Account | None, command: Commands, facts: Facts) -> list[Event
         return refusal
     match command:
         case Create():
-            return [Created(account_id=command.account_id, roles=command.roles)]
+            return [Created(account_id=command.account_id, roles=command.roles, committees=command.committees)]
         case AddKey():
             if not facts.second_factor:
                 return Refusal("second_factor", "registering a key needs a fresh second factor")
@@ -133,6 +135,9 @@ def decide(state: Account | None, command: Commands, facts: Facts) -> list[Event
                 return Refusal("no_key")
             return [KeyEnded(key_id=command.key_id)]
         case EnrolFactor():
+            # Else whoever takes over an open session could exchange the second factor for their own.
+            if state and state.second_factor and command.by != NODE and not facts.second_factor:
+                return Refusal("second_factor", "replacing a second factor needs the present one")
             return [FactorEnrolled(method=command.method)]
         case RecordLogin():
             return [LoggedIn(how=command.how, second_factor=command.second_factor)]
@@ -142,7 +147,7 @@ def decide(state: Account | None, command: Commands, facts: Facts) -> list[Event
 
 def evolve(state: Account | None, event: Events) -> Account:
     if isinstance(event, Created):
-        return Account(account_id=event.account_id, roles=event.roles)
+        return Account(account_id=event.account_id, roles=event.roles, committees=event.committees)
     if state is None:
         raise ValueError(f"{type(event).__name__} before Created")
     match event:

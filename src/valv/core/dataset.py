@@ -263,6 +263,10 @@ def _assess(state: Dataset | None, command: Assess) -> list[Events] | Refusal:
         return Refusal("not_scanned", "the identifier scan has not ended yet")
     if version.confirmed is not None:
         return Refusal("already_assessed")
+    if command.confirm and version.findings and not command.reason:
+        return Refusal(
+            "reason_missing", f"the scan found {version.findings} suspicious places: say why it is anonymised"
+        )
     return [Assessed(version=command.version, confirmed=command.confirm, assessor=command.by, reason=command.reason)]
 
 

@@ -61,7 +61,15 @@ class GiveBack(Command, frozen=True, kw_only=True):
     """The holder needs it no more."""
 
 
-Commands: TypeAlias = Issue | Revoke | Expire | GiveBack
+class RecordDownload(Command, frozen=True, kw_only=True):
+    """Evidence: a holder begins to download a file, sealed to the key of this fingerprint, from byte `start`."""
+
+    file_id: str
+    key: str
+    start: int
+
+
+Commands: TypeAlias = Issue | Revoke | Expire | GiveBack | RecordDownload
 
 
 # --- events ---
@@ -88,7 +96,14 @@ class GivenBack(Event, frozen=True, kw_only=True, tag="permit.given_back"):
     pass
 
 
-Events: TypeAlias = Issued | Revoked | Expired | GivenBack
+class Downloaded(Event, frozen=True, kw_only=True, tag="permit.downloaded"):
+    file_id: str
+    account: str
+    key: str
+    start: int
+
+
+Events: TypeAlias = Issued | Revoked | Expired | GivenBack | Downloaded
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +118,7 @@ TABLE: Table = {
     "issued": {
         "committee": frozenset({Revoke}),
         "custodian": frozenset({Revoke}),
-        "holder": frozenset({GiveBack}),
+        "holder": frozenset({GiveBack, RecordDownload}),
         NODE: frozenset({Expire, Revoke}),
     },
     "revoked": {},
@@ -170,6 +185,11 @@ def decide(state: Permit | None, command: Commands, facts: Facts) -> list[Events
             return [Expired()]
         case GiveBack():
             return [GivenBack()]
+        case RecordDownload():
+            wrong = permits(state, account=command.by, dataset=None, mode="download", at=command.at)
+            if wrong:
+                return wrong
+            return [Downloaded(file_id=command.file_id, account=command.by, key=command.key, start=command.start)]
         case _:
             assert_never(command)
 
@@ -195,5 +215,7 @@ def evolve(state: Permit | None, event: Events) -> Permit:
             return msgspec.structs.replace(state, phase="expired")
         case GivenBack():
             return msgspec.structs.replace(state, phase="given_back")
+        case Downloaded():
+            return state
         case _:
             assert_never(event)

@@ -14,11 +14,12 @@ Phase: TypeAlias = Literal["sealed", "in_review", "released", "rejected", "withd
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One output. `sha256`: hex, over the plain bytes; `approved`: the checker's word, None before it."""
+    """One output. `seal_root`: hex, of the encrypted body (a digest of the plain bytes could be guessed); `approved`:
+    the checker's word, None before it."""
 
     file_id: str
     size: int
-    sha256: str
+    seal_root: str
     approved: bool | None = None
     checker: str = ""
     reason: str = ""
@@ -84,7 +85,13 @@ class Fetch(Command, frozen=True, kw_only=True):
     file_id: str
 
 
-Commands: TypeAlias = Seal | Request | Check | Withdraw | Fetch
+class Inspect(Command, frozen=True, kw_only=True):
+    """A checker looks at the plain bytes: evidence."""
+
+    file_id: str
+
+
+Commands: TypeAlias = Seal | Request | Check | Withdraw | Fetch | Inspect
 
 
 # --- events ---
@@ -125,7 +132,11 @@ class Fetched(Event, frozen=True, kw_only=True, tag="release.fetched"):
     file_id: str
 
 
-Events: TypeAlias = Sealed | Requested | Checked | Concluded | Withdrawn | Fetched
+class Inspected(Event, frozen=True, kw_only=True, tag="release.inspected"):
+    file_id: str
+
+
+Events: TypeAlias = Sealed | Requested | Checked | Concluded | Withdrawn | Fetched | Inspected
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +149,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 TABLE: Table = {
     "new": {NODE: frozenset({Seal})},
     "sealed": {"author": frozenset({Request, Withdraw})},
-    "in_review": {"checker": frozenset({Check}), "author": frozenset({Withdraw})},
+    "in_review": {"checker": frozenset({Check, Inspect}), "author": frozenset({Withdraw})},
     "released": {"author": frozenset({Fetch})},
     "rejected": {},
     "withdrawn": {},
@@ -157,7 +168,7 @@ def roles(state: Release | None, by: str, facts: Facts) -> frozenset[str]:
 
 
 def decide(state: Release | None, command: Commands, facts: Facts) -> list[Events] | Refusal:
-    if isinstance(command, Check) and state and (command.by == state.author or command.by in state.people):
+    if isinstance(command, Check | Inspect) and state and (command.by == state.author or command.by in state.people):
         return Refusal("own_outputs", "a checker who is not on the permit looks at them")
     refusal = guard(TABLE, state.phase if state else "new", roles(state, command.by, facts), command)
     if refusal:
@@ -190,6 +201,10 @@ def decide(state: Release | None, command: Commands, facts: Facts) -> list[Event
             if state and all(item.file_id != command.file_id for item in state.released):
                 return Refusal("not_released")
             return [Fetched(file_id=command.file_id)]
+        case Inspect():
+            if state and all(item.file_id != command.file_id for item in state.items):
+                return Refusal("no_file")
+            return [Inspected(file_id=command.file_id)]
         case _:
             assert_never(command)
 
@@ -243,7 +258,7 @@ def evolve(state: Release | None, event: Events) -> Release:
             return msgspec.structs.replace(state, phase="released" if event.files else "rejected")
         case Withdrawn():
             return msgspec.structs.replace(state, phase="withdrawn")
-        case Fetched():
+        case Fetched() | Inspected():
             return state
         case _:
             assert_never(event)

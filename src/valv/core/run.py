@@ -136,9 +136,10 @@ Events: TypeAlias = Queued | Started | StopAsked | Cancelled | Read | Ended | Co
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """`permit`: what `core.permit.permits` says for the actor and every dataset (None: yes), checked at queueing and
-    again at the start. `ceiling`: the node's upper bounds."""
+    again at the start; where it was not asked the answer is no. The node's own scans need none. `ceiling`: the node's
+    upper bounds."""
 
-    permit: Refusal | None = None
+    permit: Refusal | None = Refusal("no_permit")
     ceiling: Asked | None = None
     command_empty: bool = False
 
@@ -163,7 +164,9 @@ def roles(state: Run | None, by: str, facts: Facts) -> frozenset[str]:
 
 
 def decide(state: Run | None, command: Commands, facts: Facts) -> list[Events] | Refusal:
-    if isinstance(command, Queue | Start) and facts.permit is not None:
+    aim = command.aim if isinstance(command, Queue) else state.aim if state else None
+    own = aim == "scan" and command.by == NODE
+    if isinstance(command, Queue | Start) and facts.permit is not None and not own:
         return facts.permit
     refusal = guard(TABLE, state.phase if state else "new", roles(state, command.by, facts), command)
     if refusal:
@@ -174,9 +177,10 @@ def decide(state: Run | None, command: Commands, facts: Facts) -> list[Events] |
         case Start():
             return [Started(at=command.at)]
         case Stop():
+            why = command.why if command.by == NODE else "stopped"
             if state and state.phase == "queued":
-                return [Cancelled(why=command.why)]
-            return [StopAsked(why=command.why)]
+                return [Cancelled(why=why)]
+            return [StopAsked(why=why)]
         case Finish():
             return [Ended(end=command.end, success=command.success, at=command.at)]
         case RecordReads():
@@ -190,6 +194,8 @@ def decide(state: Run | None, command: Commands, facts: Facts) -> list[Events] |
 def _queue(command: Queue, facts: Facts) -> list[Events] | Refusal:
     if facts.command_empty:
         return Refusal("command_missing")
+    if command.aim == "scan" and command.by != NODE:
+        return Refusal("not_yours", "scans are the node's own")
     if not command.datasets:
         return Refusal("dataset_missing", "name at least one dataset of the permit")
     for name in Asked.__struct_fields__ if facts.ceiling else ():

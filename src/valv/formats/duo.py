@@ -100,6 +100,14 @@ def parse(text: str) -> Statement:
     return Statement(code, value)
 
 
+def code(text: str) -> str:
+    """The code of a term given by code or short form, without its parameter."""
+    wanted = _BY_SHORT.get(text.strip().upper(), text.strip())
+    if wanted not in TERMS:
+        raise FormatFault(f"{text!r} is not a DUO term", "write for example GRU or DUO:0000042")
+    return wanted
+
+
 def parse_consent(texts: tuple[str, ...] | list[str]) -> tuple[Statement, ...]:
     """A dataset's consent: at least one permission (NRES, GRU, HMB, DS or POA), any number of modifiers."""
     statements = tuple(dict.fromkeys(parse(text) for text in texts))

@@ -9,6 +9,8 @@ Duties of every backend (`Compute`):
 4. When the run's permit loses its lease, reads fail with EACCES within 500 ms and the tree ends within 2 s.
 5. Standard output and error go to `stdout.txt` and `stderr.txt` in the outbox: they are outputs like others.
 6. Nothing of a run outlives `discard`.
+7. The order is `reserve`, the key holder's grant for the user that it names, `start`, `status` …, `collect`, `discard`.
+   A place is taken from `reserve` to `discard`.
 """
 
 from __future__ import annotations
@@ -91,7 +93,14 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class Compute(Protocol):
-    def start(self, spec: RunSpec) -> None: ...
+    def reserve(self, run_id: str) -> int:
+        """Set a slot aside for the run and tell the user id that its mount process will have, for the grant that must
+        exist before `start`. Raises `ComputeFault` where no slot is free; `discard` gives the slot back."""
+        ...
+
+    def start(self, spec: RunSpec) -> None:
+        """Start a run that was reserved. Returns before the command runs; `status` tells how it goes."""
+        ...
 
     def status(self, run_id: str) -> RunStatus: ...
 
@@ -111,4 +120,11 @@ class Compute(Protocol):
 class Reader(Protocol):
     """Opens one stored file for a caller that may see plain bytes (an output checker, a released result)."""
 
-    def read(self, grant_id: str, file: MountedFile) -> Iterator[bytes]: ...
+    def reserve(self) -> tuple[str, int]:
+        """A token, good for one `read` within a minute, and the user id of the process that will read, for the grant
+        that must exist before `read`. Raises `ComputeFault` where too many are reading."""
+        ...
+
+    def read(self, token: str, grant_id: str, file: MountedFile) -> Iterator[bytes]:
+        """The plain bytes in order, complete unless a fault is raised. Closing the iterator ends the reading."""
+        ...

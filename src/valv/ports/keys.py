@@ -16,11 +16,13 @@ KeyClass = Literal["identifiable", "anonymised", "result", "intake"]
 
 class KeyStatus(msgspec.Struct, frozen=True):
     """`node_key`: the node's Crypt4GH public key (32 bytes) for deposits; `log_key`: the C2SP verifier key of its
-    ledger, `<name>+<hash>+<base64>`; both empty while locked."""
+    ledger, `<name>+<hash>+<base64>`; both empty while locked. `signed_size`: the size of the last signed checkpoint,
+    from which the next consistency proof must start (a crash can lose the answer of a `sign` that was done)."""
 
     open: bool
     node_key: bytes = b""
     log_key: str = ""
+    signed_size: int = 0
 
 
 class KeyHolder(Protocol):

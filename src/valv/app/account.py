@@ -1,0 +1,329 @@
+"""Accounts: creating them, logging in, the second factor, and the keys that downloads are sealed to."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from valv.app import outbox, streams
+from valv.app.node import NOBODY, Node, Who, allow, new_id, refuse
+from valv.app.streams import ACCOUNT, Step
+from valv.core import account
+from valv.core.authorize import Principal, Resource
+from valv.core.process import NODE
+from valv.errors import FormatFault, InputFault
+from valv.formats import crypt4gh
+from valv.ports.records import Unit
+
+FAILURES = 5
+"""Failed log-ins for one name within `WINDOW` before further ones are refused unseen."""
+WINDOW = timedelta(seconds=60)
+CHALLENGE = timedelta(minutes=10)
+
+
+class LoggedIn(msgspec.Struct, frozen=True):
+    """`token` is shown once; the node keeps only its hash."""
+
+    token: str
+    who: Who
+
+
+def create(
+    node: Node,
+    *,
+    name: str,
+    display: str,
+    email: str,
+    roles: Sequence[account.Role],
+    committees: Sequence[str] = (),
+    organisation: str = "",
+    country: str = "",
+    password: str = "",
+    totp: bool = False,
+) -> tuple[str, str]:
+    """Make an account (an operator's act, on the node itself). Returns its id and its TOTP secret ('' without)."""
+    if not name or not name.replace("-", "").replace("_", "").isalnum() or name != name.lower():
+        raise refuse("name_wrong", name)
+    ident, at = new_id(), node.clock()
+    secret = node.login.new_secret() if totp else ""
+    with node.records.writing() as unit:
+        if unit.rows("account", {"name": name}):
+            raise refuse("name_taken", name)
+        row = {
+            "id": ident,
+            "name": name,
+            "display": display,
+            "email": email,
+            "roles": [*roles, *(f"committee:{name}" for name in committees)],
+            "password": node.login.hash_password(password) if password else "",
+            "totp_secret": secret or None,
+            "totp_last": None,
+            "created": at,
+            "erased": None,
+            "organisation": organisation,
+            "home_country": country,
+        }
+        unit.insert("account", [row])
+        created = account.Create(by=NODE, at=at, account_id=ident, roles=tuple(roles), committees=tuple(committees))
+        events = account.decide(None, created, account.Facts())
+        step = Step(ACCOUNT, ident, 0, None, events)
+        if secret:
+            enrol = account.decide(step.after, account.EnrolFactor(by=NODE, at=at, method="totp"), account.Facts())
+            assert isinstance(events, list)
+            assert isinstance(enrol, list)
+            step = Step(ACCOUNT, ident, 0, None, [*events, *enrol])
+        streams.commit(unit, [step], by=NODE, at=at, command=new_id())
+    return ident, secret
+
+
+def log_in(node: Node, *, name: str, password: str, code: str = "", kind: str = "page", label: str = "") -> LoggedIn:
+    """Open a session. Too many failures for a name are refused before the password is looked at."""
+    at = node.clock()
+    name_hash = hashlib.sha256(name.encode()).hexdigest()
+    with node.records.reading() as unit:
+        attempts = unit.rows("login_attempt", {"name_hash": name_hash}, order="-id", limit=FAILURES)
+        rows = unit.rows("account", {"name": name, "erased": None})
+    recent = [row for row in attempts if not row["ok"] and row["at"] > at - WINDOW]
+    if len(recent) >= FAILURES:
+        raise refuse("login_limited")
+    row: dict[str, Any] = rows[0] if rows else {}
+    good = node.login.check_password(password, str(row.get("password") or "")) and bool(row)
+    step = _code(node, row, code) if good and code else None
+    with node.records.writing() as unit:
+        ok = good and (not code or step is not None)
+        unit.insert("login_attempt", [{"name_hash": name_hash, "at": at, "ok": ok}])
+        if not ok:
+            failed = True
+        else:
+            failed = False
+            token = secrets.token_urlsafe(32)
+            who = _open_session(node, unit, row, token, kind, label, step)
+            decided = account.RecordLogin(
+                by=row["id"], at=at, how="page" if kind == "page" else "token", second_factor=step is not None
+            )
+            state, version = streams.need(unit, ACCOUNT, row["id"])
+            events = account.decide(state, decided, account.Facts())
+            streams.commit(
+                unit, [Step(ACCOUNT, row["id"], version, state, events)], by=row["id"], at=at, command=new_id()
+            )
+    if failed:
+        raise refuse("code_wrong") if good else refuse("login_failed")
+    return LoggedIn(token, who)
+
+
+def _code(node: Node, row: dict[str, Any], code: str) -> int | None:
+    secret = row.get("totp_secret")
+    return node.login.check_code(secret, code, row.get("totp_last"), node.clock()) if secret else None
+
+
+def _open_session(
+    node: Node, unit: Unit, row: dict[str, Any], token: str, kind: str, label: str, step: int | None
+) -> Who:
+    at, mark = node.clock(), _mark(token)
+    unit.insert(
+        "session",
+        [
+            {
+                "hash": mark,
+                "account": row["id"],
+                "kind": kind,
+                "label": label[:100],
+                "created": at,
+                "seen": at,
+                "expires": at + timedelta(seconds=node.config.login.absolute),
+                "second_factor_at": at if step is not None else None,
+            }
+        ],
+    )
+    if step is not None:
+        unit.update("account", {"id": row["id"]}, {"totp_last": step})
+    return _who(row, mark, step is not None)
+
+
+def step_up(node: Node, who: Who, code: str) -> Who:
+    """Show the second factor in this session; it counts for `login.step_up` seconds."""
+    allow(node, who, "session.see", Resource(kind="session", owner=who.account_id))
+    at = node.clock()
+    name_hash = hashlib.sha256(b"code:" + who.account_id.encode()).hexdigest()
+    with node.records.writing() as unit:
+        attempts = unit.rows("login_attempt", {"name_hash": name_hash}, order="-id", limit=FAILURES)
+        if sum(not row["ok"] and row["at"] > at - WINDOW for row in attempts) >= FAILURES:
+            raise refuse("login_limited")
+        rows = unit.rows("account", {"id": who.account_id})
+        step = _code(node, rows[0], code) if rows else None
+        unit.insert("login_attempt", [{"name_hash": name_hash, "at": at, "ok": step is not None}])
+        if step is not None:
+            unit.update("session", {"hash": who.session}, {"second_factor_at": at})
+            unit.update("account", {"id": who.account_id}, {"totp_last": step})
+    if step is None:
+        raise refuse("code_wrong")
+    return _who(rows[0], who.session, True)
+
+
+def log_out(node: Node, who: Who) -> None:
+    with node.records.writing() as unit:
+        unit.delete("session", {"hash": who.session})
+
+
+def who_is(node: Node, token: str) -> Who:
+    """The person behind a session token, or `NOBODY`. Keeps the session alive, at most one write a minute."""
+    if not token:
+        return NOBODY
+    mark, at = _mark(token), node.clock()
+    with node.records.reading() as unit:
+        sessions = unit.rows("session", {"hash": mark})
+        rows = unit.rows("account", {"id": sessions[0]["account"], "erased": None}) if sessions else []
+    if not sessions or not rows:
+        return NOBODY
+    session = sessions[0]
+    idle = timedelta(seconds=node.config.login.idle)
+    if at >= session["expires"] or at - session["seen"] > idle:
+        with node.records.writing() as unit:
+            unit.delete("session", {"hash": mark})
+        return NOBODY
+    if at - session["seen"] > min(timedelta(seconds=60), idle / 4):
+        with node.records.writing() as unit:
+            unit.update("session", {"hash": mark}, {"seen": at})
+    shown = session["second_factor_at"]
+    fresh = shown is not None and at - shown <= timedelta(seconds=node.config.login.step_up)
+    return _who(rows[0], mark, fresh)
+
+
+def _mark(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _who(row: dict[str, Any], mark: bytes, second_factor: bool) -> Who:
+    plain = frozenset(role for role in row["roles"] if ":" not in role)
+    committees = frozenset(role.partition(":")[2] for role in row["roles"] if role.startswith("committee:"))
+    principal = Principal(
+        account_id=row["id"],
+        roles=plain,
+        country=row["home_country"],
+        committees=committees,
+        second_factor=second_factor,
+    )
+    return Who(principal=principal, name=row["name"], display=row["display"], session=mark)
+
+
+def names(unit: Unit, idents: Sequence[str]) -> dict[str, str]:
+    """Display names by account id, for pages that may show them."""
+    rows = unit.rows("account", {"id": sorted(set(idents))}) if idents else []
+    return {row["id"]: row["display"] for row in rows} | {NODE: "the node"}
+
+
+def by_name(unit: Unit, wanted: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Account ids of these account names, and the names that have none."""
+    rows = unit.rows("account", {"name": sorted(set(wanted)), "erased": None}) if wanted else []
+    known = {row["name"]: row["id"] for row in rows}
+    return tuple(known[name] for name in wanted if name in known), tuple(n for n in wanted if n not in known)
+
+
+# --- keys for downloads ---
+
+
+class Challenge(msgspec.Struct, frozen=True):
+    """Proof of possession: `header` is a Crypt4GH header whose data key only the holder of the private key learns; the
+    answer is the SHA-256 of that data key, hex."""
+
+    challenge_id: str
+    header: bytes
+
+
+def challenge_key(node: Node, who: Who, *, public: bytes, label: str) -> Challenge:
+    allow(node, who, "account.key_add", Resource(kind="account", id=who.account_id, owner=who.account_id))
+    if len(public) != 32 or public == bytes(32):
+        raise InputFault("not a Crypt4GH public key", "make one with 'valv crypt keygen'")
+    secret, at = secrets.token_bytes(32), node.clock()
+    try:
+        header = crypt4gh.build_header(secret, [public])
+    except (ValueError, FormatFault) as error:
+        raise InputFault("not a usable X25519 public key", "make one with 'valv crypt keygen'") from error
+    ident = new_id()
+    with node.records.writing() as unit:
+        unit.insert(
+            "key_challenge",
+            [
+                {
+                    "id": ident,
+                    "account": who.account_id,
+                    "label": label[:100],
+                    "public": public,
+                    "answer_hash": hashlib.sha256(answer(secret).encode()).digest(),
+                    "expires": at + CHALLENGE,
+                }
+            ],
+        )
+    return Challenge(ident, header)
+
+
+def answer(data_key: bytes) -> str:
+    """What the holder sends back: a digest, so that the data key itself never travels."""
+    return hashlib.sha256(b"valv-key-proof-v1" + data_key).hexdigest()
+
+
+def add_key(node: Node, who: Who, *, challenge_id: str, answer: str) -> str:
+    """Register the key of an answered challenge; the owner gets a notice by mail. Returns the key's fingerprint."""
+    allow(node, who, "account.key_add", Resource(kind="account", id=who.account_id, owner=who.account_id))
+    at = node.clock()
+    with node.records.writing() as unit:
+        rows = unit.rows("key_challenge", {"id": challenge_id, "account": who.account_id})
+        if not rows or rows[0]["expires"] < at:
+            raise refuse("not_proven", "the challenge is unknown or too old")
+        row = rows[0]
+        proven = secrets.compare_digest(hashlib.sha256(answer.encode()).digest(), row["answer_hash"])
+        fingerprint = crypt4gh.fingerprint(row["public"])
+        state, version = streams.need(unit, ACCOUNT, who.account_id)
+        facts = account.Facts(proven=proven, second_factor=who.principal.second_factor)
+        add = account.AddKey(by=who.account_id, at=at, key_id=challenge_id, fingerprint=fingerprint)
+        step = Step(ACCOUNT, who.account_id, version, state, account.decide(state, add, facts))
+        streams.commit(unit, [step], by=who.account_id, at=at, command=f"key:{challenge_id}")
+        unit.delete("key_challenge", {"id": challenge_id})
+        unit.insert(
+            "account_key",
+            [
+                {
+                    "id": challenge_id,
+                    "account": who.account_id,
+                    "label": row["label"],
+                    "public": row["public"],
+                    "fingerprint": fingerprint,
+                    "added": at,
+                    "ended": None,
+                }
+            ],
+        )
+        outbox.mail(
+            unit,
+            at,
+            key=f"key-added:{challenge_id}",
+            account=who.account_id,
+            subject="A key was added to your account",
+            body=f"The public key {fingerprint} ({row['label']}) was added to your account at {at:%Y-%m-%d %H:%M} UTC. "
+            "If this was not you, end it at once with 'valv account key end' and tell the node's operator.",
+        )
+    return fingerprint
+
+
+def end_key(node: Node, who: Who, key_id: str) -> None:
+    allow(node, who, "account.key_end", Resource(kind="account", id=who.account_id, owner=who.account_id))
+    at = node.clock()
+    with node.records.writing() as unit:
+        state, version = streams.need(unit, ACCOUNT, who.account_id)
+        end = account.EndKey(by=who.account_id, at=at, key_id=key_id)
+        step = Step(ACCOUNT, who.account_id, version, state, account.decide(state, end, account.Facts()))
+        streams.commit(unit, [step], by=who.account_id, at=at, command=new_id())
+        unit.update("account_key", {"id": key_id, "account": who.account_id}, {"ended": at})
+
+
+def keys(node: Node, who: Who) -> list[dict[str, Any]]:
+    """The account's registered keys: id, label, fingerprint, added."""
+    allow(node, who, "account.see", Resource(kind="account", id=who.account_id, owner=who.account_id))
+    with node.records.reading() as unit:
+        rows = unit.rows("account_key", {"account": who.account_id, "ended": None}, order="added")
+    return [{key: row[key] for key in ("id", "label", "fingerprint", "added")} for row in rows]

@@ -1,0 +1,438 @@
+"""Deposit: receiving files encrypted from the first byte, and publishing a dataset version all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from valv.app import dataset as datasets
+from valv.app import outbox, reading, streams
+from valv.app.node import Node, Who, allow, derived_id, new_id, refuse
+from valv.app.streams import DATASET, DEPOSIT, Step, retried
+from valv.core import dataset, deposit
+from valv.core.authorize import Resource
+from valv.core.classes import DataClass
+from valv.core.process import NODE
+from valv.errors import Fault, FormatFault, IntegrityFault, KeyFault, MissingFault, RefusedFault
+from valv.formats import crypt4gh, duo, participants, paths
+from valv.ports.compute import Reader
+from valv.ports.records import Unit
+from valv.vault.encrypt import Encryptor, Sealed
+from valv.vault.take import Taker
+
+PARTICIPANTS = "participants.tsv"
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """One file as its custodian sees it. `state`: arriving, received, verified or refused; `sha256`: hex, of the plain
+    bytes ('' until an already encrypted file was opened)."""
+
+    path: str
+    state: str
+    size: int
+    sha256: str = ""
+    reason: str = ""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    deposit_id: str
+    dataset: str
+    state: deposit.Deposit
+    files: list[Received]
+
+
+def resource(state: deposit.Deposit) -> Resource:
+    return Resource(kind="deposit", id=state.deposit_id, custodian=state.custodian, owner=state.custodian)
+
+
+@retried
+def open_deposit(
+    node: Node,
+    who: Who,
+    *,
+    name: str,
+    claimed: DataClass,
+    consent: Iterable[str],
+    committee: str,
+    about: datasets.Description,
+    command: str,
+) -> str:
+    """Begin a deposit for the dataset `name`, which is made where there is none. Returns the deposit's id."""
+    statements = duo.parse_consent(list(consent))
+    ident, at = derived_id(who.account_id, "deposit", command), node.clock()
+    key_id = f"version-{ident}"
+    with node.records.writing() as unit:
+        state, number, new = datasets.ensure(node, who, unit, name=name, committee=committee, about=about)
+        allow(node, who, "deposit.open", datasets.resource(state))
+        if streams.load(unit, DEPOSIT, ident).state is not None:
+            return ident
+        node.keys.create(key_id, claimed)
+        order = deposit.Open(
+            by=who.account_id,
+            at=at,
+            deposit_id=ident,
+            dataset_id=state.dataset_id,
+            key_id=key_id,
+            claimed=claimed,
+            consent=tuple(str(statement) for statement in statements),
+        )
+        events = deposit.decide(None, order, deposit.Facts(owner=state.custodian == who.account_id))
+        step = Step(DEPOSIT, ident, 0, None, events)
+        streams.commit(
+            unit,
+            [step],
+            by=who.account_id,
+            at=at,
+            command=f"open:{ident}",
+            asserts={DATASET.stream(state.dataset_id): number},
+        )
+        if about != datasets.Description() and not new and about.title:
+            values = {key: value for key, value in msgspec.to_builtins(about).items() if value}
+            unit.update("dataset", {"id": state.dataset_id}, values)
+    return ident
+
+
+def receive(
+    node: Node, who: Who, deposit_id: str, path: str, chunks: Iterable[bytes], *, declared: str = ""
+) -> Received:
+    """Take one file. `declared`: hex SHA-256 of the bytes as they are sent. A file that is already Crypt4GH for the
+    node's public key is kept as it is; everything else is encrypted before the first write."""
+    wrong = paths.fault(path)
+    if wrong:
+        raise RefusedFault(wrong)
+    stream = iter(chunks)
+    first = _at_least(stream, len(crypt4gh.MAGIC))
+    taken = first.startswith(crypt4gh.MAGIC)
+    if taken and path.endswith(".c4gh"):
+        path = path.removesuffix(".c4gh")
+    file_id, at = new_id(), node.clock()
+    with node.records.writing() as unit:
+        state, _ = streams.need(unit, DEPOSIT, deposit_id)
+        allow(node, who, "deposit.receive", resource(state))
+        if state.phase != "open":
+            raise refuse("wrong_phase", f"this deposit is {state.phase}")
+        existing = _same(unit, deposit_id, path, declared)
+        if existing:
+            return existing
+        row = {
+            "id": file_id,
+            "dataset": state.dataset_id,
+            "deposit": deposit_id,
+            "version": None,
+            "path": path,
+            "body": new_id(),
+            "header": None,
+            "key_id": state.key_id,
+            "size": None,
+            "cipher_size": 0,
+            "segments": 0,
+            "seal_root": b"",
+            "sha256": None,
+            "body_sha256": b"",
+            "state": "arriving",
+            "reason": "",
+            "received": at,
+        }
+        unit.insert("file", [row])
+    try:
+        values = _keep(
+            node, str(row["body"]), state.key_id, state.claimed, _limited(node, first, stream), taken, declared, path
+        )
+    except BaseException:
+        _forget(node, row)
+        raise
+    with node.records.writing() as unit:
+        unit.update("file", {"id": file_id}, values | {"state": "received", "received": node.clock()})
+    return _received(row | values | {"state": "received"})
+
+
+def _same(unit: Unit, deposit_id: str, path: str, declared: str) -> Received | None:
+    """The file that is there already under this name: the answer again where it is the same, else a refusal."""
+    rows = unit.rows("file", {"deposit": deposit_id})
+    for row in rows:
+        if row["path"] == path and row["state"] == "arriving":
+            # A sender that died: its row and whatever was written are dropped, the file comes anew.
+            unit.delete("file", {"id": row["id"]})
+        elif row["path"] == path:
+            if declared and (row["sha256"] or b"").hex() == declared.lower():
+                return _received(row)
+            raise refuse("file_known", repr(path[:80]))
+        elif paths.folded(row["path"]) == paths.folded(path):
+            raise refuse("path_wrong", f"{path[:80]!r} differs from another file only in letter case or look")
+    return None
+
+
+def _keep(
+    node: Node,
+    body: str,
+    key_id: str,
+    claimed: DataClass,
+    chunks: Iterator[bytes],
+    taken: bool,
+    declared: str,
+    path: str,
+) -> dict[str, Any]:
+    """Write body and seal; returns the columns of the file's row. Nothing is kept where a check fails."""
+    whole = hashlib.sha256()
+    writer, seal_writer = node.storage.writer(body), node.storage.writer(f"{body}.seal")
+    sink: Taker | Encryptor
+    sink = Taker(writer, seal_writer) if taken else Encryptor(writer, seal_writer, node.keys.create(key_id, claimed))
+    content = bytearray()
+    try:
+        for chunk in chunks:
+            if taken:
+                whole.update(chunk)
+            sink.write(chunk)
+            if path == PARTICIPANTS:
+                content += chunk
+                if len(content) > participants.LARGEST:
+                    raise FormatFault("participants.tsv is too large", f"at most {participants.LARGEST} bytes")
+        if path == PARTICIPANTS and not taken:
+            participants.parse(bytes(content))
+        made = sink.finish()
+    except BaseException:
+        sink.abort()
+        raise
+    digest = made.sha256 if isinstance(made, Sealed) else None
+    found = digest.hex() if digest is not None else whole.hexdigest()
+    if declared and found != declared.lower():
+        raise refuse("checksum", f"{path}: received {found[:16]}…, declared {declared[:16].lower()}…")
+    return {
+        "header": made.header if digest is not None else node.keys.adopt(made.header, key_id),
+        "size": made.size,
+        "cipher_size": made.cipher_size,
+        "segments": made.segments,
+        "seal_root": made.seal_root,
+        "sha256": digest,
+        "body_sha256": made.body_sha256,
+    }
+
+
+def _limited(node: Node, first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    seen = 0
+    for chunk in itertools.chain([first] if first else [], rest):
+        seen += len(chunk)
+        if seen > node.config.serve.max_upload:
+            raise refuse("file_larger", f"at most {node.config.serve.max_upload} bytes")
+        yield chunk
+
+
+def _at_least(stream: Iterator[bytes], count: int) -> bytes:
+    """The beginning of a stream, `count` bytes or more where it has so many."""
+    first = b""
+    for chunk in stream:
+        first += chunk
+        if len(first) >= count:
+            break
+    return first
+
+
+def _forget(node: Node, row: dict[str, Any]) -> None:
+    """Drop a file that did not arrive whole: bodies first, so that a fault here leaves a row to find them by."""
+    for name in (row["body"], f"{row['body']}.seal"):
+        node.storage.delete(name)
+    with node.records.writing() as unit:
+        unit.delete("file", {"id": row["id"]})
+
+
+def _received(row: dict[str, Any]) -> Received:
+    return Received(
+        path=row["path"],
+        state=row["state"],
+        size=row["size"] or 0,
+        sha256=(row["sha256"] or b"").hex(),
+        reason=row["reason"],
+    )
+
+
+@retried
+def submit(node: Node, who: Who, deposit_id: str, *, expected: Sequence[str], command: str) -> View:
+    """Hand the deposit in. `expected`: the paths that the custodian meant to send; one that is missing is a refusal."""
+    at = node.clock()
+    with node.records.writing() as unit:
+        state, version = streams.need(unit, DEPOSIT, deposit_id)
+        allow(node, who, "deposit.submit", resource(state))
+        if streams.done(unit, who.account_id, command):
+            return _show(unit, state)
+        rows = [row for row in unit.rows("file", {"deposit": deposit_id}) if row["state"] != "arriving"]
+        data = [row for row in rows if row["path"] != PARTICIPANTS]
+        come = {row["path"] for row in rows}
+        facts = deposit.Facts(
+            owner=state.custodian == who.account_id,
+            files=len(data),
+            size=sum(row["size"] for row in data),
+            manifest=manifest(rows),
+            missing=tuple(path for path in expected if path not in come and path.removesuffix(".c4gh") not in come),
+        )
+        events = deposit.decide(state, deposit.Submit(by=who.account_id, at=at), facts)
+        step = Step(DEPOSIT, deposit_id, version, state, events)
+        streams.commit(unit, [step], by=who.account_id, at=at, command=command)
+        return _show(unit, step.after)
+
+
+def manifest(rows: Iterable[dict[str, Any]]) -> str:
+    """SHA-256, hex, over the files' paths, sizes and body digests in the order of their paths. The bodies' digests are
+    random to an outsider (random data keys), so that it tells nothing of the content."""
+    whole = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: str(row["path"])):
+        whole.update(msgspec.json.encode([row["path"], row["size"], row["body_sha256"].hex()]))
+    return whole.hexdigest()
+
+
+@retried
+def cancel(node: Node, who: Who, deposit_id: str, command: str) -> None:
+    at = node.clock()
+    with node.records.writing() as unit:
+        state, version = streams.need(unit, DEPOSIT, deposit_id)
+        allow(node, who, "deposit.cancel", resource(state))
+        if streams.done(unit, who.account_id, command):
+            return
+        order = deposit.Cancel(by=who.account_id, at=at)
+        facts = deposit.Facts(owner=state.custodian == who.account_id)
+        step = Step(DEPOSIT, deposit_id, version, state, deposit.decide(state, order, facts))
+        streams.commit(unit, [step], by=who.account_id, at=at, command=command)
+
+
+def show(node: Node, who: Who, deposit_id: str) -> View:
+    with node.records.reading() as unit:
+        state, _ = streams.need(unit, DEPOSIT, deposit_id)
+        allow(node, who, "deposit.see", resource(state))
+        return _show(unit, state)
+
+
+def _show(unit: Unit, state: deposit.Deposit) -> View:
+    rows = unit.rows("file", {"deposit": state.deposit_id}, order="path")
+    name = unit.rows("dataset", {"id": state.dataset_id})[0]["name"]
+    files = [_received(row) for row in rows]
+    return View(deposit_id=state.deposit_id, dataset=name, state=state, files=files)
+
+
+def mine(node: Node, who: Who) -> list[View]:
+    """The actor's deposits, newest first, without their files."""
+    with node.records.reading() as unit:
+        states = streams.find(unit, DEPOSIT, link=("custodian", who.account_id), limit=100)
+        found = unit.rows("dataset", {"id": sorted({state.dataset_id for state in states})}) if states else []
+    name = {row["id"]: row["name"] for row in found}
+    return [View(deposit_id=s.deposit_id, dataset=name[s.dataset_id], state=s, files=[]) for s in states]
+
+
+# --- the node's own steps ---
+
+
+def process_submitted(node: Node, reader: Reader) -> int:
+    """Verify and publish every deposit that was handed in. Returns how many were dealt with."""
+    with node.records.reading() as unit:
+        waiting = streams.find(unit, DEPOSIT, phases=("submitted",), newest_first=False, limit=20)
+    for state in waiting:
+        try:
+            _verify(node, reader, state)
+        except (IntegrityFault, FormatFault, KeyFault, MissingFault) as fault:
+            # The custodian's files are at fault; storage or a process that is away is retried instead.
+            _fail(node, state, str(fault))
+        else:
+            _publish(node, state)
+    return len(waiting)
+
+
+def _verify(node: Node, reader: Reader, state: deposit.Deposit) -> None:
+    """Open every file that came encrypted (the node has not seen it plain yet), and look that all bodies are there."""
+    with node.records.reading() as unit:
+        rows = unit.rows("file", {"deposit": state.deposit_id}, order="path")
+    for row in rows:
+        if row["state"] != "received":
+            continue
+        values: dict[str, Any] = {"state": "verified"}
+        if node.storage.size(row["body"]) != row["cipher_size"]:
+            raise IntegrityFault(f"{row['path']}: the stored body does not have the size that was received")
+        if row["sha256"] is None:
+            values["sha256"] = _digest(node, reader, row)
+        with node.records.writing() as unit:
+            unit.update("file", {"id": row["id"]}, values)
+
+
+def _digest(node: Node, reader: Reader, row: dict[str, Any]) -> bytes:
+    whole = hashlib.sha256()
+    try:
+        for chunk in reading.plain(node, reader, reading.mounted(row, row["path"])):
+            whole.update(chunk)
+    except Fault as fault:
+        fault.detail = f"{row['path']}: {fault.detail}"
+        raise
+    return whole.digest()
+
+
+@retried
+def _fail(node: Node, state: deposit.Deposit, reason: str) -> None:
+    at = node.clock()
+    with node.records.writing() as unit:
+        now, version = streams.need(unit, DEPOSIT, state.deposit_id)
+        events = deposit.decide(now, deposit.Fail(by=NODE, at=at, reason=reason), deposit.Facts())
+        step = Step(DEPOSIT, state.deposit_id, version, now, events)
+        streams.commit(unit, [step], by=NODE, at=at, command=f"fail:{state.deposit_id}")
+        outbox.mail(
+            unit,
+            at,
+            key=f"deposit-failed:{state.deposit_id}",
+            account=state.custodian,
+            subject="A deposit could not be taken",
+            body=f"Deposit {state.deposit_id} was not published: {reason}. Nothing of it is visible.",
+        )
+
+
+@retried
+def _publish(node: Node, state: deposit.Deposit) -> None:
+    """All or nothing: the version, its files, the catalogue row, and the scan that a claim of anonymity needs."""
+    at = node.clock()
+    with node.records.writing() as unit:
+        now, version = streams.need(unit, DEPOSIT, state.deposit_id)
+        if now.phase != "submitted":
+            return
+        rows = unit.rows("file", {"deposit": state.deposit_id}, order="path")
+        owner, owner_version = streams.need(unit, DATASET, state.dataset_id)
+        add = dataset.AddVersion(
+            by=NODE,
+            at=at,
+            deposit_id=state.deposit_id,
+            key_id=state.key_id,
+            claimed=state.claimed,
+            consent=state.consent,
+            files=state.files,
+            size=state.size,
+            manifest=manifest(rows),
+            participants=int(any(row["path"] == PARTICIPANTS for row in rows)),
+        )
+        added = Step(DATASET, state.dataset_id, owner_version, owner, dataset.decide(owner, add, dataset.Facts()))
+        current = added.after.current
+        assert current is not None
+        publish = deposit.Publish(by=NODE, at=at, version=current.number)
+        published = Step(DEPOSIT, state.deposit_id, version, now, deposit.decide(now, publish, deposit.Facts()))
+        streams.commit(unit, [added, published], by=NODE, at=at, command=f"publish:{state.deposit_id}")
+        unit.update("file", {"deposit": state.deposit_id}, {"version": current.number})
+        unit.insert(
+            "dataset_version_file",
+            [
+                {"dataset": state.dataset_id, "version": current.number, "file": row["id"]}
+                for row in rows
+                if row["path"] != PARTICIPANTS
+            ],
+        )
+        datasets.refresh(unit, added.after, at)
+
+
+def clear_dead(node: Node) -> int:
+    """Drop files of deposits that ended without being published, and of senders that died an hour ago."""
+    dropped = 0
+    old = node.clock() - timedelta(hours=1)
+    with node.records.reading() as unit:
+        ended = [s.deposit_id for s in streams.find(unit, DEPOSIT, phases=("failed", "cancelled"), limit=1000)]
+        rows = unit.rows("file", {"deposit": ended}) if ended else []
+        rows += [row for row in unit.rows("file", {"state": "arriving"}) if row["received"] < old]
+    for row in rows:
+        _forget(node, row)
+        dropped += 1
+    return dropped

@@ -1,0 +1,78 @@
+"""What every use case needs of the world, and who is asking."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from base64 import b32encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from valv.config import Config
+from valv.core.authorize import ACTIONS, ANONYMOUS, Context, Policies, Principal, Resource, authorize
+from valv.errors import Refusal, RefusedFault
+from valv.ports.keys import KeyHolder
+from valv.ports.login import Login
+from valv.ports.records import Records
+from valv.ports.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """`clock` gives aware UTC times."""
+
+    config: Config
+    records: Records
+    storage: Storage
+    keys: KeyHolder
+    policies: Policies
+    login: Login
+    clock: Callable[[], datetime]
+
+
+class Who(msgspec.Struct, frozen=True, kw_only=True):
+    """The actor of a request. `session`: the hash under which the session is kept, empty for none."""
+
+    principal: Principal
+    name: str = ""
+    display: str = ""
+    session: bytes = b""
+
+    @property
+    def account_id(self) -> str:
+        return self.principal.account_id
+
+
+NOBODY = Who(principal=ANONYMOUS)
+
+
+def allow(node: Node, who: Who, action: str, resource: Resource, context: Context | None = None) -> None:
+    """Raise `RefusedFault` unless the policies allow it. Every use case begins here."""
+    refusal = permitted(node, who, action, resource, context)
+    if refusal is not None:
+        raise RefusedFault(refusal)
+
+
+def permitted(node: Node, who: Who, action: str, resource: Resource, context: Context | None = None) -> Refusal | None:
+    resource = msgspec.structs.replace(resource, kind=ACTIONS[action].kind)
+    context = context or Context(country=who.principal.country)
+    return authorize(node.policies, who.principal, action, resource, context)
+
+
+def refuse(code: str, detail: str = "") -> RefusedFault:
+    return RefusedFault(Refusal(code, detail))
+
+
+def new_id() -> str:
+    """160 random bits, 32 letters and digits."""
+    return b32encode(secrets.token_bytes(20)).decode().lower()
+
+
+def derived_id(who: str, kind: str, command: str) -> str:
+    """The id of what a command creates. The same command by the same actor names the same thing, so that a repeated
+    request (after a lost answer) creates nothing twice."""
+    digest = hashlib.sha256(f"{kind}\0{who}\0{command}".encode()).digest()
+    return b32encode(digest[:20]).decode().lower()

@@ -1,0 +1,36 @@
+"""Plain bytes for a caller that may see them, through a reader process of its own with an ephemeral key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from valv.app.node import Node, new_id
+from valv.ports.compute import MountedFile, Reader
+
+GRANT = 300.0
+"""Seconds that a reader's grant lasts at most; it opens its header at the start."""
+
+
+def plain(node: Node, reader: Reader, file: MountedFile) -> Iterator[bytes]:
+    """The plain bytes of one stored file. The caller has checked that it may."""
+    token, uid = reader.reserve()
+    grant = f"read-{new_id()}"
+    node.keys.grant(grant, [file.key_id], uid, GRANT)
+    try:
+        yield from reader.read(token, grant, file)
+    finally:
+        node.keys.revoke(grant)
+
+
+def mounted(row: dict[str, Any], path: str) -> MountedFile:
+    """A row of `file` or `release_file` as a reader process needs it; `path`: where it is seen."""
+    return MountedFile(
+        file_id=row["id"],
+        path=path,
+        body=row["body"],
+        header=row["header"],
+        key_id=row["key_id"],
+        size=row["size"],
+        seal_root=row["seal_root"],
+    )

@@ -1,0 +1,47 @@
+"""Free text that people wrote. It can be erased, so the journal holds only its id: a salted digest of it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from base64 import b32encode
+from datetime import datetime
+
+from valv.errors import InputFault
+from valv.ports.records import Unit
+
+LONGEST = 20_000
+
+
+def put(unit: Unit, stream: str, kind: str, body: str, at: datetime) -> str:
+    """Keep a text; returns its id, or '' for an empty text."""
+    body = body.strip()
+    if not body:
+        return ""
+    if len(body) > LONGEST:
+        raise InputFault(f"{kind}: {len(body)} characters", f"at most {LONGEST}")
+    salt = secrets.token_bytes(16)
+    digest = hashlib.sha256(salt + body.encode()).digest()
+    ident = b32encode(digest[:20]).decode().lower()
+    unit.insert(
+        "text",
+        [
+            {
+                "id": ident,
+                "owner_stream": stream,
+                "kind": kind,
+                "body": body,
+                "salt": salt,
+                "digest": digest,
+                "created": at,
+                "erased": None,
+            }
+        ],
+    )
+    return ident
+
+
+def get(unit: Unit, ident: str) -> str:
+    """The text, or '' where there is none or it was erased."""
+    rows = unit.rows("text", {"id": ident}) if ident else []
+    return str(rows[0]["body"] or "") if rows else ""

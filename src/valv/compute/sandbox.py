@@ -1,0 +1,133 @@
+"""The backend `sandbox`: runs on the node itself, through the launcher. Entry point of the group `valv.compute`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+
+import msgspec
+
+from valv.compute import stream
+from valv.compute.client import LauncherClient
+from valv.errors import Fault, FormatFault, IntegrityFault
+from valv.formats.crypt4gh import CIPHER_SEGMENT, header_length
+from valv.formats.seal import sidecar
+from valv.ports.compute import MountedFile, Output, RunSpec, RunStatus, Skipped
+from valv.ports.storage import Storage
+from valv.vault.sealing import BATCH, SealingWriter
+
+
+class SandboxCompute:
+    """Implements `valv.ports.compute.Compute`. `storage`: where collected outputs go."""
+
+    def __init__(self, client: LauncherClient, storage: Storage) -> None:
+        self._client = client
+        self._storage = storage
+
+    def reserve(self, run_id: str) -> int:
+        return self._client.reserve(run_id)
+
+    def start(self, spec: RunSpec) -> None:
+        self._client.start(spec)
+
+    def status(self, run_id: str) -> RunStatus:
+        return self._client.status(run_id)
+
+    def stop(self, run_id: str) -> None:
+        self._client.stop(run_id)
+
+    def collect(self, run_id: str, public_key: bytes) -> Iterator[Output | Skipped]:
+        """Outputs arrive encrypted; each is in the store when it is yielded. A body is written while its segments are
+        sealed anew from the bytes that came, so what has not the form of encrypted segments, or not the seal that was
+        told, is refused (`IntegrityFault`)."""
+        with self._client.collect(run_id, public_key) as connection:
+            arriving: _Arriving | None = None
+            try:
+                for kind, payload in stream.frames(connection):
+                    match kind:
+                        case b"S" if arriving is None:
+                            yield msgspec.msgpack.decode(payload, type=Skipped)
+                        case b"F" if arriving is None:
+                            arriving = _Arriving(payload.decode(), self._storage)
+                        case b"D" if arriving is not None:
+                            arriving.add(payload)
+                        case b"E" if arriving is not None:
+                            output = arriving.finish(msgspec.msgpack.decode(payload, type=stream.Ended))
+                            arriving = None
+                            yield output
+                        case _:
+                            raise FormatFault("the collecting process lost its order")
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                raise FormatFault("the collecting process sent something that is no frame") from None
+            finally:
+                if arriving is not None:
+                    arriving.abort()
+
+    def discard(self, run_id: str) -> None:
+        self._client.discard(run_id)
+
+    def runs(self) -> list[str]:
+        return self._client.runs()
+
+
+class SandboxReader:
+    """Implements `valv.ports.compute.Reader`."""
+
+    def __init__(self, client: LauncherClient) -> None:
+        self._client = client
+
+    def reserve(self) -> tuple[str, int]:
+        return self._client.reserve_reader()
+
+    def read(self, token: str, grant_id: str, file: MountedFile) -> Iterator[bytes]:
+        with self._client.read(token, grant_id, file) as connection:
+            for kind, payload in stream.frames(connection):
+                if kind != b"D":
+                    raise FormatFault("the reading process sent something else than bytes")
+                yield payload
+
+
+class _Arriving:
+    """One output on its way into the store, under a random name."""
+
+    def __init__(self, path: str, storage: Storage) -> None:
+        self._path = path
+        self._storage = storage
+        self._name = secrets.token_hex(16)
+        self._out = SealingWriter(storage.writer(self._name), storage.writer(sidecar(self._name)))
+        self._buffer = self._out.buffer()
+        self._filled = 0
+
+    def add(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            if self._filled == 0:
+                self._buffer = self._out.buffer()
+            count = min(len(rest), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + count] = rest[:count]
+            self._filled += count
+            rest = rest[count:]
+            if self._filled == BATCH * CIPHER_SEGMENT:
+                self._out.put(self._filled)
+                self._filled = 0
+
+    def finish(self, ended: stream.Ended) -> Output:
+        try:
+            if self._filled:
+                self._out.put(self._filled)
+            if header_length(ended.header) != len(ended.header):
+                raise FormatFault("an output came without a whole header")
+            body = self._out.finish()
+            if (body.size, body.seal_root) != (ended.size, ended.seal_root):
+                raise IntegrityFault("an output arrived otherwise than it was sealed")
+        except Fault:
+            self.abort()
+            for name in (self._name, sidecar(self._name)):
+                with suppress(Fault):
+                    self._storage.delete(name)
+            raise
+        return Output(self._path, self._name, ended.header, body.size, ended.sha256, body.seal_root)
+
+    def abort(self) -> None:
+        self._out.abort()

@@ -1,0 +1,1 @@
+"""The records of the node in SQLite or PostgreSQL: journal, snapshots, plain rows, migrations, verification."""

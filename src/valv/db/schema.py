@@ -1,0 +1,312 @@
+"""The tables. One set for SQLite and PostgreSQL; `migrations/` builds exactly these.
+
+Text compares by code point on both (collation "C" on PostgreSQL), times are UTC and always aware.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+SCHEMA: Final = "0001"
+"""The newest revision in `migrations/versions`; revisions are numbered, so that newer is a comparison."""
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """An aware time; stored as UTC, given back as UTC, on SQLite too (which keeps no time zone)."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a time zone cannot be recorded")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+TEXT = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+BLOB = sa.LargeBinary()
+INT = sa.BigInteger()
+COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""For generated ids and positions: in SQLite an INTEGER key is the row's own place, without a second index."""
+JSON = sa.JSON(none_as_null=True)
+BOOL = sa.Boolean()
+TIME = UtcTime()
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _column(name: str, kind: sa.types.TypeEngine[Any], *rest: Any, **options: Any) -> sa.Column[Any]:
+    """Not null unless it says so."""
+    return sa.Column(name, kind, *rest, **{"nullable": False, **options})
+
+
+def _key(name: str, kind: sa.types.TypeEngine[Any] = TEXT, *rest: Any) -> sa.Column[Any]:
+    return sa.Column(name, kind, *rest, primary_key=True, autoincrement=False, nullable=False)
+
+
+def _generated(name: str) -> sa.Column[Any]:
+    return sa.Column(name, COUNTER, primary_key=True, autoincrement=True, nullable=False)
+
+
+# --- the journal: written by `journal.py` only ---------------------------------------------------------------------
+
+journal = sa.Table(
+    "journal",
+    metadata,
+    _key("position", COUNTER),
+    _column("stream", TEXT),
+    _column("version", INT),
+    _column("tag", TEXT),
+    _column("at", TIME),
+    _column("actor", TEXT),
+    _column("command", TEXT),
+    _column("data", BLOB),
+    _column("leaf", BLOB),
+    sa.UniqueConstraint("stream", "version"),
+    sa.Index(None, "command"),
+)
+head = sa.Table(
+    "head", metadata, _key("id", INT), _column("size", INT), _column("frontier", BLOB), _column("root", BLOB)
+)
+merkle = sa.Table(
+    "merkle", metadata, _key("level", INT), _key("idx", INT), _column("hash", BLOB), sqlite_with_rowid=False
+)
+command = sa.Table("command", metadata, _key("id"), _column("first_position", INT), _column("count", INT))
+checkpoint = sa.Table("checkpoint", metadata, _key("size", INT), _column("note", TEXT))
+snapshot = sa.Table(
+    "snapshot",
+    metadata,
+    _key("stream"),
+    _column("kind", TEXT),
+    _column("version", INT),
+    _column("phase", TEXT),
+    _column("state", BLOB),
+    _column("changed", TIME),
+    sa.Index(None, "kind", "phase", "changed"),
+    sa.Index(None, "kind", "changed"),
+)
+link = sa.Table(
+    "link",
+    metadata,
+    _key("stream"),
+    _column("kind", TEXT),
+    _key("relation"),
+    _key("target"),
+    sa.Index(None, "kind", "relation", "target"),
+)
+JOURNAL_TABLES: Final = (journal, head, merkle, command, checkpoint, snapshot, link)
+
+# --- people --------------------------------------------------------------------------------------------------------
+
+account = sa.Table(
+    "account",
+    metadata,
+    _key("id"),
+    _column("name", TEXT, unique=True),
+    _column("display", TEXT),
+    _column("email", TEXT),
+    _column("roles", JSON),
+    _column("password", TEXT),
+    _column("totp_secret", TEXT, nullable=True),
+    _column("totp_last", INT, nullable=True),
+    _column("created", TIME),
+    _column("erased", TIME, nullable=True),
+    _column("organisation", TEXT, default=""),
+    _column("home_country", TEXT, default=""),
+)
+account_key = sa.Table(
+    "account_key",
+    metadata,
+    _key("id"),
+    _column("account", TEXT, sa.ForeignKey("account.id"), index=True),
+    _column("label", TEXT),
+    _column("public", BLOB),
+    _column("fingerprint", TEXT),
+    _column("added", TIME),
+    _column("ended", TIME, nullable=True),
+)
+key_challenge = sa.Table(
+    "key_challenge",
+    metadata,
+    _key("id"),
+    _column("account", TEXT),
+    _column("label", TEXT),
+    _column("public", BLOB),
+    _column("answer_hash", BLOB),
+    _column("expires", TIME),
+)
+session = sa.Table(
+    "session",
+    metadata,
+    _key("hash", BLOB),
+    _column("account", TEXT, sa.ForeignKey("account.id"), index=True),
+    _column("kind", TEXT),
+    _column("label", TEXT, default=""),
+    _column("created", TIME),
+    _column("seen", TIME),
+    _column("expires", TIME),
+    _column("second_factor_at", TIME, nullable=True),
+)
+login_attempt = sa.Table(
+    "login_attempt",
+    metadata,
+    _generated("id"),
+    _column("name_hash", TEXT),
+    _column("at", TIME),
+    _column("ok", BOOL),
+    sa.Index(None, "name_hash", "at"),
+    sqlite_autoincrement=True,
+)
+text = sa.Table(
+    "text",
+    metadata,
+    _key("id"),
+    _column("owner_stream", TEXT, index=True),
+    _column("kind", TEXT),
+    _column("body", TEXT, nullable=True),
+    _column("salt", BLOB),
+    _column("digest", BLOB),
+    _column("created", TIME),
+    _column("erased", TIME, nullable=True),
+)
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+dataset = sa.Table(
+    "dataset",
+    metadata,
+    _key("id"),
+    _column("name", TEXT, unique=True),
+    _column("title", TEXT),
+    _column("description", TEXT, default=""),
+    _column("diseases", JSON, default=[]),
+    _column("data_types", JSON, default=[]),
+    _column("keywords", JSON, default=[]),
+    _column("consent", JSON, default=[]),
+    _column("class", TEXT),
+    _column("claimed", TEXT, default=""),
+    _column("custodian", TEXT),
+    _column("committee", TEXT, default=""),
+    _column("country", TEXT),
+    _column("unit", TEXT),
+    _column("version", INT, nullable=True),
+    _column("visible", BOOL, default=False),
+    _column("files", INT, default=0),
+    _column("bytes", INT, default=0),
+    _column("participants", INT, nullable=True),
+    _column("published", TIME, nullable=True),
+    _column("changed", TIME),
+    # written by `catalogue.py`, never shown: the folded words and the folded filter values of the row
+    _column("search", TEXT, default=""),
+    _column("facets", TEXT, default=""),
+    sa.Index(None, "visible", "changed"),
+)
+dataset_member = sa.Table(
+    "dataset_member", metadata, _key("dataset"), _key("account"), _key("role"), sa.Index(None, "account")
+)
+file = sa.Table(
+    "file",
+    metadata,
+    _key("id"),
+    _column("dataset", TEXT, index=True),
+    _column("deposit", TEXT),
+    _column("version", INT, nullable=True),
+    _column("path", TEXT),
+    _column("body", TEXT),
+    _column("header", BLOB, nullable=True),
+    _column("key_id", TEXT),
+    _column("size", INT, nullable=True),
+    _column("cipher_size", INT),
+    _column("segments", INT),
+    _column("seal_root", BLOB),
+    _column("sha256", BLOB, nullable=True),
+    _column("body_sha256", BLOB),
+    _column("state", TEXT),
+    _column("reason", TEXT, default=""),
+    _column("received", TIME),
+    sa.UniqueConstraint("deposit", "path"),
+)
+dataset_version_file = sa.Table(
+    "dataset_version_file", metadata, _key("dataset"), _key("version", INT), _key("file"), sa.Index(None, "file")
+)
+participant = sa.Table(
+    "participant",
+    metadata,
+    _key("dataset"),
+    _key("version", INT),
+    _key("pseudonym"),
+    _column("consent_group", TEXT),
+    _column("files", JSON, default=[]),
+    _column("samples", JSON, default=[]),
+)
+release_file = sa.Table(
+    "release_file",
+    metadata,
+    _key("id"),
+    _column("release", TEXT, index=True),
+    _column("path", TEXT),
+    _column("body", TEXT),
+    _column("header", BLOB),
+    _column("key_id", TEXT),
+    _column("size", INT),
+    _column("sha256", BLOB),
+    _column("seal_root", BLOB),
+    _column("media", TEXT, default=""),
+)
+
+# --- work ----------------------------------------------------------------------------------------------------------
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    _generated("id"),
+    _column("topic", TEXT),
+    _column("key", TEXT, unique=True),
+    _column("body", JSON),
+    _column("created", TIME),
+    _column("due", TIME),
+    _column("tries", INT, default=0),
+    _column("done", TIME, nullable=True),
+    _column("error", TEXT, default=""),
+    sa.Index(None, "done", "due"),
+    sqlite_autoincrement=True,
+)
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    _key("key"),
+    _column("account", TEXT),
+    _column("status", INT),
+    _column("body", TEXT),
+    _column("created", TIME),
+)
+setting = sa.Table("setting", metadata, _key("name"), _column("value", JSON, nullable=True))
+read_tally = sa.Table(
+    "read_tally",
+    metadata,
+    _key("run"),
+    _key("file"),
+    _column("bytes", INT, default=0),
+    _column("ledgered", INT, default=0),
+)
+
+ROW_TABLES: Final = {table.name: table for table in metadata.sorted_tables if table not in JOURNAL_TABLES}
+"""The tables that the row verbs may touch: never the journal."""

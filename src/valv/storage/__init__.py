@@ -1,0 +1,1 @@
+"""Where bytes rest: one module per backend, each passing `valv.ports.contract.storage`."""

@@ -1,0 +1,93 @@
+"""Plain bytes into the store: Crypt4GH segments under a fresh data key, the seal, and the digests, in one pass."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from typing_extensions import Buffer
+
+from valv.formats.crypt4gh import CIPHER_SEGMENT, KEY, NONCE, OVERHEAD, SEGMENT, build_header
+from valv.ports.storage import BodyWriter
+from valv.vault.sealing import BATCH, Digest, SealingWriter
+
+_BATCH_PLAIN: Final = BATCH * SEGMENT
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """A file that was encrypted into the store. `sha256` is over the plain bytes, `body_sha256` over the stored ones;
+    `header` is Crypt4GH's, for the recipient; sizes in bytes."""
+
+    header: bytes
+    size: int
+    cipher_size: int
+    segments: int
+    seal_root: bytes
+    sha256: bytes
+    body_sha256: bytes
+
+
+class Encryptor:
+    """Encrypts what is written to it for `recipient_public` (a raw Crypt4GH public key).
+
+    The body goes to `writer` without header, the seal's pairs to `seal_writer`. Each segment gets a random nonce. For
+    one thread. Storage faults come out of `write` and `finish`; after one, call `abort`.
+    """
+
+    def __init__(self, writer: BodyWriter, seal_writer: BodyWriter, recipient_public: bytes) -> None:
+        data_key = secrets.token_bytes(KEY)
+        self._header = build_header(data_key, [recipient_public])
+        self._aead = ChaCha20Poly1305(data_key)
+        self._out = SealingWriter(writer, seal_writer)
+        self._digest = Digest()
+        self._plain = memoryview(bytearray(_BATCH_PLAIN))
+        self._filled = 0
+
+    def write(self, data: Buffer) -> None:
+        rest = memoryview(data).cast("B")
+        while rest:
+            if self._filled == 0:
+                self._digest.wait()
+            count = min(len(rest), _BATCH_PLAIN - self._filled)
+            self._plain[self._filled : self._filled + count] = rest[:count]
+            self._filled += count
+            rest = rest[count:]
+            if self._filled == _BATCH_PLAIN:
+                self._encrypt()
+
+    def finish(self) -> Sealed:
+        """Encrypt what is left and commit the sidecar and the body; they are durable when this returns."""
+        if self._filled:
+            self._encrypt()
+        sha256 = self._digest.finish()
+        body = self._out.finish()
+        return Sealed(
+            header=self._header,
+            size=body.size,
+            cipher_size=body.cipher_size,
+            segments=body.segments,
+            seal_root=body.seal_root,
+            sha256=sha256,
+            body_sha256=body.body_sha256,
+        )
+
+    def abort(self) -> None:
+        self._digest.close()
+        self._out.abort()
+
+    def _encrypt(self) -> None:
+        self._digest.update(self._plain[: self._filled])
+        cipher = self._out.buffer()
+        nonces = secrets.token_bytes(NONCE * BATCH)
+        end = 0
+        for number, start in enumerate(range(0, self._filled, SEGMENT)):
+            plain = self._plain[start : min(start + SEGMENT, self._filled)]
+            nonce = nonces[NONCE * number : NONCE * (number + 1)]
+            at = number * CIPHER_SEGMENT
+            end = at + len(plain) + OVERHEAD
+            cipher[at : at + NONCE] = nonce
+            self._aead.encrypt_into(nonce, plain, None, cipher[at + NONCE : end])
+        self._filled = 0
+        self._out.put(end)

@@ -1,0 +1,181 @@
+"""The one decrypting reader. Mount, download, htsget and intake all read through it.
+
+No byte leaves it that was not checked: against the seal (order and number of segments) and against the segment's tag.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from typing_extensions import Buffer
+
+from valv.errors import Fault, FormatFault, InputFault, IntegrityFault
+from valv.formats import seal
+from valv.formats.crypt4gh import (
+    CIPHER_SEGMENT,
+    NONCE,
+    OVERHEAD,
+    SEGMENT,
+    TAG,
+    cipher_size,
+    open_header,
+    segments,
+)
+from valv.formats.seal import PAIR
+from valv.ports.storage import Body
+
+_BATCH: Final = 16
+"""Segments fetched at a time: the 1 MiB that the kernel asks a mount for at most."""
+_CHUNK: Final = 4 << 20
+
+
+class _Scratch(threading.local):
+    """Each thread's own buffers, kept from read to read."""
+
+    def __init__(self) -> None:
+        self.cipher = memoryview(bytearray(_BATCH * CIPHER_SEGMENT))
+        self.plain = memoryview(bytearray(SEGMENT))
+
+
+_scratch: Final = _Scratch()
+
+
+class SealedReader:
+    """Reads one stored file. Safe for several threads at once; takes over `body`.
+
+    `pairs`: the whole sidecar (28 bytes a segment, held in memory); `seal_root` and `size` (plain bytes) are from the
+    record; `data_keys`: those of the header. Raises `IntegrityFault` where sidecar or length are not those sealed.
+    """
+
+    def __init__(self, body: Body, pairs: bytes, seal_root: bytes, size: int, data_keys: Sequence[bytes]) -> None:
+        seal.verify(seal_root, pairs, size)
+        if body.size != cipher_size(size):
+            raise IntegrityFault(f"the stored body has {body.size} bytes, not {cipher_size(size)}")
+        self._body = body
+        self._pairs = memoryview(pairs)
+        self._size = size
+        self._aeads = [ChaCha20Poly1305(key) for key in data_keys]
+
+    @property
+    def size(self) -> int:
+        """Plain bytes."""
+        return self._size
+
+    def read_into(self, target: Buffer, offset: int) -> int:
+        """Fill `target` with plain bytes from `offset`; returns how many, short only at the end of the file.
+
+        Raises `IntegrityFault` naming the segment that does not hold; `target` is then zeroed as far as it was used.
+        """
+        if offset < 0:
+            raise InputFault("a read cannot begin before the file")
+        view = memoryview(target).cast("B")
+        length = max(0, min(len(view), self._size - offset))
+        done = 0
+        try:
+            while done < length:
+                done += self._read_batch(view[done:length], offset + done)
+        except Fault:
+            view[:length] = bytes(length)
+            raise
+        return length
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most `size` plain bytes from `offset`. Faults as `read_into`."""
+        target = bytearray(max(0, min(size, self._size - offset)))
+        self.read_into(target, offset)
+        return bytes(target)
+
+    def chunks(self, offset: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The plain bytes from `offset` up to `end` (the file's end if None) in pieces of 4 MiB."""
+        end = self._size if end is None else min(end, self._size)
+        for start in range(offset, end, _CHUNK):
+            yield self.read(start, min(_CHUNK, end - start))
+
+    def close(self) -> None:
+        """Not while a read goes on."""
+        self._body.close()
+
+    def _read_batch(self, view: memoryview, offset: int) -> int:
+        """At most `_BATCH` segments' worth of `view`, which lies within the file; returns the bytes filled."""
+        first = offset // SEGMENT
+        last = min((offset + len(view) - 1) // SEGMENT, first + _BATCH - 1)
+        start = first * CIPHER_SEGMENT
+        cipher = _scratch.cipher[: min((last + 1) * CIPHER_SEGMENT, self._body.size) - start]
+        if self._body.pread_into(cipher, start) != len(cipher):
+            raise IntegrityFault(f"the stored body ends within segments {first} to {last}")
+        done = 0
+        for number in range(first, last + 1):
+            at = (number - first) * CIPHER_SEGMENT
+            sealed = cipher[at : at + CIPHER_SEGMENT]
+            length = len(sealed) - OVERHEAD
+            skip = offset + done - number * SEGMENT  # beyond 0 only where the read begins within a segment
+            count = min(length - skip, len(view) - done)
+            if count == length:
+                self._open(number, sealed, view[done : done + count])
+            else:
+                plain = _scratch.plain[:length]
+                self._open(number, sealed, plain)
+                view[done : done + count] = plain[skip : skip + count]
+            done += count
+        return done
+
+    def _open(self, number: int, sealed: memoryview, plain: memoryview) -> None:
+        """Decrypt segment `number` into `plain`, or fault."""
+        pair = self._pairs[PAIR * number : PAIR * (number + 1)]
+        nonce = bytes(sealed[:NONCE])
+        if pair[:NONCE] != nonce or pair[NONCE:] != sealed[-TAG:]:
+            raise IntegrityFault(f"segment {number} is not the one that was sealed at this place")
+        for aead in self._aeads:
+            try:
+                aead.decrypt_into(nonce, sealed[NONCE:], None, plain)
+                return
+            except InvalidTag:
+                continue
+        raise IntegrityFault(f"segment {number} does not decrypt: it was altered, or the data key is another file's")
+
+
+def open_reader(
+    open_body: Callable[[str], Body], name: str, header: bytes, private_key: bytes, *, size: int, seal_root: bytes
+) -> SealedReader:
+    """A reader for the body `name` and its sidecar in a store.
+
+    `open_body` is the store's `open`; `header` must open with `private_key` (raw). Raises `KeyFault` where it does not,
+    `FormatFault` for a header with an edit list, `MissingFault` and storage faults, `IntegrityFault` as `SealedReader`.
+    """
+    opened = open_header(header, [private_key])
+    if opened.edit_list is not None:
+        raise FormatFault(
+            "the Crypt4GH header has an edit list, which shows only parts of the file",
+            "decrypt the file and encrypt the part that is meant as a file of its own",
+        )
+    return open_with_keys(open_body, name, opened.data_keys, size=size, seal_root=seal_root)
+
+
+def open_with_keys(
+    open_body: Callable[[str], Body], name: str, data_keys: Sequence[bytes], *, size: int, seal_root: bytes
+) -> SealedReader:
+    """As `open_reader`, with the data keys of a header that is already open."""
+    pairs = _read_pairs(open_body(seal.sidecar(name)), size)
+    body = open_body(name)
+    try:
+        return SealedReader(body, pairs, seal_root, size, data_keys)
+    except Fault:
+        body.close()
+        raise
+
+
+def _read_pairs(sidecar: Body, size: int) -> bytes:
+    try:
+        expected = PAIR * segments(size)
+        if sidecar.size != expected:
+            raise IntegrityFault(f"the seal has {sidecar.size} bytes, not {expected}")
+        pairs = bytearray(expected)
+        if sidecar.pread_into(pairs, 0) != expected:
+            raise IntegrityFault("the seal is truncated")
+        return bytes(pairs)
+    finally:
+        sidecar.close()

@@ -1,0 +1,118 @@
+"""Where encrypted segments go: into the store, past the seal and the digest of the body, in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+from valv.errors import Fault
+from valv.formats import crypt4gh
+from valv.formats.crypt4gh import CIPHER_SEGMENT, NONCE, TAG
+from valv.formats.seal import SealBuilder
+from valv.ports.storage import BodyWriter
+
+BATCH: Final = 64
+"""Segments that are worked on at a time: large enough that Python's share of the work vanishes."""
+_INLINE: Final = 1 << 20
+
+
+class SealedBody(msgspec.Struct, frozen=True):
+    """A body in the store, without header. Sizes in bytes; `body_sha256` is over the stored bytes."""
+
+    size: int
+    cipher_size: int
+    segments: int
+    seal_root: bytes
+    body_sha256: bytes
+
+
+class SealingWriter:
+    """Writes segments to `writer` and their pairs to `seal_writer`. For one thread."""
+
+    def __init__(self, writer: BodyWriter, seal_writer: BodyWriter) -> None:
+        self._writer = writer
+        self._seal_writer = seal_writer
+        self._seal = SealBuilder()
+        self._digest = Digest()
+        self._cipher_size = 0
+        self._buffer = memoryview(bytearray(BATCH * CIPHER_SEGMENT))
+
+    def buffer(self) -> memoryview:
+        """Room for `BATCH` segments, to be filled and given to `put`; the same memory each time."""
+        self._digest.wait()
+        return self._buffer
+
+    def put(self, length: int) -> None:
+        """Take the first `length` bytes of the buffer: full segments, of which only the body's last may be shorter."""
+        cipher = self._buffer[:length]
+        self._digest.update(cipher)
+        pairs = bytearray()
+        for start in range(0, length, CIPHER_SEGMENT):
+            end = min(start + CIPHER_SEGMENT, length)
+            pairs += cipher[start : start + NONCE]
+            pairs += cipher[end - TAG : end]
+        self._seal.add(bytes(pairs))
+        self._writer.write(cipher)
+        self._seal_writer.write(pairs)
+        self._cipher_size += length
+
+    def finish(self) -> SealedBody:
+        """Commit the sidecar, then the body: a body that is there has its sidecar. After a fault nothing counts as
+        written; the caller deletes both names, of which the sidecar may already be there."""
+        try:
+            size = crypt4gh.plain_size(self._cipher_size)
+            body_sha256 = self._digest.finish()
+            self._seal_writer.commit()
+            self._writer.commit()
+        except Fault:
+            self.abort()
+            raise
+        return SealedBody(
+            size=size,
+            cipher_size=self._cipher_size,
+            segments=crypt4gh.segments(size),
+            seal_root=self._seal.finish(size),
+            body_sha256=body_sha256,
+        )
+
+    def abort(self) -> None:
+        self._digest.close()
+        self._writer.abort()
+        self._seal_writer.abort()
+
+
+class Digest:
+    """SHA-256 of a stream, computed in a thread beside the caller's own work. What is given to `update` must stay as it
+    is until the next `wait`, `update` or `finish`."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
+    def update(self, data: memoryview) -> None:
+        self.wait()
+        if len(data) < _INLINE:
+            self._sha256.update(data)
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "digest")
+        self._pending = self._thread.submit(self._sha256.update, data)
+
+    def wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def finish(self) -> bytes:
+        self.wait()
+        self.close()
+        return self._sha256.digest()
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None

@@ -1,0 +1,66 @@
+"""Serves a mount in a process of its own, for the tests: a mount must not be used from the process that serves it.
+
+Arguments: a folder with `spec.json`, and the descriptor of `/dev/fuse`. In the folder, `granted` stands for the permit,
+`hang` makes the store hang, `reads.json` tells the last beat.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from valv.formats.crypt4gh import reseal
+from valv.ports.compute import MountedFile
+from valv.ports.storage import Body, Place
+from valv.storage.local import LocalBody, LocalStorage
+from valv.vault.mount import MountServer
+
+
+class HangingBody:
+    """A body whose storage can be made to hang."""
+
+    def __init__(self, body: LocalBody, hang: Path) -> None:
+        self._body = body
+        self._hang = hang
+        self.size = body.size
+
+    def pread_into(self, target: memoryview, offset: int) -> int:
+        while self._hang.exists():
+            time.sleep(0.02)
+        return self._body.pread_into(target, offset)
+
+    def close(self) -> None:
+        self._body.close()
+
+
+class Spec(msgspec.Struct):
+    files: list[MountedFile]
+    private_key: bytes
+
+
+def main() -> None:
+    folder, fd = Path(sys.argv[1]), int(sys.argv[2])
+    spec = msgspec.json.decode((folder / "spec.json").read_bytes(), type=Spec)
+    store = LocalStorage(folder / "store", Place("SE", "test"))
+
+    def open_body(name: str) -> Body:
+        return HangingBody(store.open(name), folder / "hang")  # type: ignore[return-value]
+
+    def open_header(file: MountedFile, public: bytes) -> bytes:
+        return reseal(file.header, [spec.private_key], [public])
+
+    def beat(reads: dict[str, int]) -> bool:
+        (folder / "reads.new").write_text(json.dumps(reads))
+        (folder / "reads.new").rename(folder / "reads.json")
+        return (folder / "granted").exists()
+
+    server = MountServer(fd, spec.files, open_body=open_body, open_header=open_header, beat=beat)
+    server.run()
+
+
+if __name__ == "__main__":
+    main()
