@@ -22,10 +22,11 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.peers.postgres import find_binaries, start  # noqa: E402
-from valv.db.database import Database  # noqa: E402
-from valv.formats.merkle import Frontier  # noqa: E402
-from valv.ports.records import Change, Recorded  # noqa: E402
+from tests.peers.postgres import find_binaries, start
+
+from valv.db.database import Database
+from valv.formats.merkle import Frontier
+from valv.ports.records import Change, Recorded
 
 APPENDS = 400
 PROOFS = 300
@@ -152,7 +153,7 @@ def _dataset(number: int) -> dict[str, Any]:
     }
 
 
-# --- the peer: the same rows with the bare driver, one durable commit for each append -----------------------------------
+# --- the peer: the same rows with the bare driver, one durable commit for each append ---------------------------------
 
 
 def _rows_of(recorded: list[Recorded]) -> list[list[Row]]:
@@ -180,7 +181,8 @@ CREATE TABLE journal (position BIGINT PRIMARY KEY, stream TEXT, version BIGINT, 
 CREATE INDEX journal_command ON journal (command);
 CREATE TABLE merkle (level BIGINT, idx BIGINT, hash BYTEA, PRIMARY KEY (level, idx));
 CREATE TABLE command (id TEXT PRIMARY KEY, first_position BIGINT, count BIGINT);
-CREATE TABLE snapshot (stream TEXT PRIMARY KEY, kind TEXT, version BIGINT, phase TEXT, state BYTEA, changed TIMESTAMPTZ);
+CREATE TABLE snapshot (stream TEXT PRIMARY KEY, kind TEXT, version BIGINT, phase TEXT, state BYTEA,
+    changed TIMESTAMPTZ);
 CREATE INDEX snapshot_phase ON snapshot (kind, phase, changed);
 CREATE INDEX snapshot_changed ON snapshot (kind, changed);
 CREATE TABLE link (stream TEXT, kind TEXT, relation TEXT, target TEXT, PRIMARY KEY (stream, relation, target));

@@ -1,7 +1,7 @@
 """The node's configuration: one TOML file into frozen, typed structs. Nothing else reads the environment.
 
-Secrets are named by file path, never by value. `load` raises `ConfigFault` that lists every fault, each with its key and
-what would be right.
+Secrets are named by file path, never by value. `load` raises `ConfigFault` that lists every fault, each with its key
+and what would be right.
 """
 
 from __future__ import annotations
@@ -83,6 +83,16 @@ class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_up: int = 900
 
 
+class Mail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`host`: the SMTP server; without one, messages are put as files into `folder`."""
+
+    host: str = ""
+    port: int = 25
+    starttls: bool = False
+    sender: str = "valv@localhost"
+    folder: str = "mail"
+
+
 class Processes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`uid_base`: where root starts the node, its processes get the user ids from here on (a range of 1000 that nobody
     else uses). `runtime`: sockets and mounts; empty for a folder in /run (root) or /dev/shm (others)."""
@@ -100,6 +110,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compute: Compute = Compute()
     policy: Policy = Policy()
     login: Login = Login()
+    mail: Mail = Mail()
     processes: Processes = Processes()
     home: str = ""
     """The node's folder, where the file lies; relative paths start here. Filled in by `load`."""
@@ -139,13 +150,17 @@ SECTIONS: dict[str, Any] = {
     "compute": Compute,
     "policy": Policy,
     "login": Login,
+    "mail": Mail,
     "processes": Processes,
 }
 COUNTRIES = ("SE", "NO", "DK", "FI", "IS", "EE", "LV", "LT", "DE", "NL")
 
 
-def load(path: str | os.PathLike[str]) -> Config:
-    """Read and check the configuration. Raises `ConfigFault` naming every fault and its key."""
+def load(path: str | os.PathLike[str], *, secrets: bool = False) -> Config:
+    """Read and check the configuration. Raises `ConfigFault` naming every fault and its key.
+
+    `secrets`: look at the files that secrets are in, too; most processes of a node cannot see them.
+    """
     file = Path(path)
     if file.is_dir():
         file = file / "valv.toml"
@@ -156,6 +171,8 @@ def load(path: str | os.PathLike[str]) -> Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigFault(f"{file}: {error}") from None
     config, faults = parse(raw, str(file.resolve().parent))
+    if config is not None and secrets:
+        faults.extend(_secrets(config))
     if config is None or faults:
         raise ConfigFault("\n".join(["", *(f"  {fault}" for fault in faults)]).rstrip(), f"edit {file}")
     return config
@@ -215,6 +232,8 @@ def _meaning(config: Config) -> list[str]:
     check(bool(name) and not any(c.isspace() or c in "+/" for c in name), "node.name: a name without spaces, + and /")
     check(bool(config.node.unit.strip()), "node.unit: must not be empty")
     check(0 < config.serve.port < 65536, "serve.port: must lie between 1 and 65535")
+    check(0 < config.mail.port < 65536, "mail.port: must lie between 1 and 65535")
+    check("@" in config.mail.sender, "mail.sender: must be an address")
     for key in ("slots", "seconds", "memory", "processes", "scratch"):
         check(getattr(config.compute, key) > 0, f"compute.{key}: must be positive")
     check(config.compute.slots <= 400, "compute.slots: at most 400")
@@ -230,6 +249,12 @@ def _meaning(config: Config) -> list[str]:
         faults.append(
             "login.backend: 'demo' works only in a node made by 'valv demo' that listens on a loopback address"
         )
+    return faults
+
+
+def _secrets(config: Config) -> list[str]:
+    """Faults of the files that secrets are in."""
+    faults: list[str] = []
     for section, key in (("database", "password_file"), ("keys", "passphrase_file")):
         value = getattr(getattr(config, section), key)
         if value and not config.path(value).is_file():

@@ -118,6 +118,18 @@ def test_a_repeated_command_gives_its_first_answer(database: Database) -> None:
         assert unit.head().size == 3
 
 
+def test_a_command_is_known_once_it_is_kept(database: Database) -> None:
+    with pytest.raises(ConflictFault), database.writing() as unit:
+        append(unit, change("box/1", 3, "box.made"), command="c")
+    with database.writing() as unit:
+        assert not unit.repeated("c")
+        append(unit, change("box/1", 0, "box.made"), command="c")
+        assert unit.repeated("c")
+    with database.reading() as unit:
+        assert unit.repeated("c")
+        assert not unit.repeated("d")
+
+
 def test_a_change_without_events_refolds(database: Database) -> None:
     fill(database, 3)
     with database.writing() as unit:

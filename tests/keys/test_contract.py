@@ -24,6 +24,11 @@ from valv.keys.client import KeydClient
 DATA_KEY = bytes(range(32))
 
 
+def packets(header: bytes) -> int:
+    """How many packets a Crypt4GH header has: one for each data key (and edit list) and recipient."""
+    return int.from_bytes(header[12:16], "little")
+
+
 def refused(code: str) -> Any:
     return pytest.raises(RefusedFault, check=lambda fault: fault.refusal.code == code)
 
@@ -52,6 +57,7 @@ def test_adopt_takes_our_packets_and_drops_the_others(keyd: Running) -> None:
     header = crypt4gh.build_header(DATA_KEY, [stranger.public, worker.status().node_key], [3, 5])
     assert crypt4gh.open_header(header, [stranger.private]).data_keys == (DATA_KEY,)
     adopted = worker.adopt(header, "v1")
+    assert packets(header) == 4 and packets(adopted) == 2
     with pytest.raises(KeyFault):
         crypt4gh.open_header(adopted, [stranger.private])
     worker.grant("g", ["v1"], RUN, 60)
@@ -81,6 +87,7 @@ def test_reseal_needs_a_live_grant_for_this_user_and_key(keyd: Running) -> None:
         reseal(run)
     worker.grant("g", ["granted"], RUN, 60)
     assert crypt4gh.open_header(reseal(run), [mine.private]).data_keys == (DATA_KEY,)
+    assert packets(reseal(run)) == 1
     with refused("no_grant"):
         reseal(run, key="other")
     with refused("no_grant"):
@@ -155,6 +162,7 @@ def test_outside_only_when_anonymised_and_confirmed(keyd: Running) -> None:
         serve.confirm(name)
         sent = serve.reseal_outside(name, header, researcher.public)
         assert crypt4gh.open_header(sent, [researcher.private]).data_keys == (DATA_KEY,)
+        assert packets(sent) == 1
         with refused("key_not_yours"):
             keyd.client(WORKER).reseal_outside(name, header, researcher.public)
         serve.narrow(name)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from valv_tests_keys_running import CHEAP, Tree
 
-from valv.errors import ConflictFault, Fault, FullFault, InputFault, KeyFault, MissingFault, RefusedFault
+from valv.errors import ConflictFault, Fault, FullFault, InputFault, KeyFault, MissingFault, RefusedFault, SealedFault
 from valv.formats import crypt4gh
 from valv.keys import disk
 from valv.keys.file import FileRoot
@@ -75,6 +75,8 @@ def test_another_root_key_opens_nothing(folder: Path, tmp_path: Path) -> None:
     [
         {"key_class": "anonymised", "confirmed": True},
         {"confirmed": True},
+        {"key_class": "anonymised"},
+        {"key_class": "result"},
         {"version": 2},
         {"version": 0},
         {"key_id": "v2"},
@@ -142,6 +144,45 @@ def test_a_destroyed_record_put_back_stays_destroyed(folder: Path) -> None:
     assert not record.exists()
     with pytest.raises(KeyFault, match="destroyed"):
         store.unlock("v1")
+
+
+def test_a_change_cut_off_before_the_index_is_completed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the older copy would open again, although the repeated `narrow` was acknowledged."""
+    store = opened(folder)
+    store.create_key("v1", "anonymised")
+    store.confirm("v1")
+    before = (folder / "keys" / "v1.json").read_bytes()
+
+    def cut_off(_: object) -> None:
+        raise FullFault
+
+    monkeypatch.setattr(store, "_put_index", cut_off)
+    with pytest.raises(FullFault):
+        store.narrow("v1")
+    store.close()
+    store = opened(folder)
+    store.narrow("v1")
+    (folder / "keys" / "v1.json").write_bytes(before)
+    with pytest.raises(KeyFault, match="older copy"):
+        store.unlock("v1")
+
+
+def test_a_closed_store_changes_nothing(folder: Path) -> None:
+    root = FileRoot.open(folder / "root.json", PASSPHRASE)
+    store = Store(folder, root)
+    store.create_key("v1", "anonymised")
+    root.wipe()
+    store.close()
+    before = {file: file.read_bytes() for file in folder.rglob("*.json")}
+    for act in (
+        lambda: store.create_key("v2", "result"),
+        lambda: store.narrow("v1"),
+        lambda: store.destroy("v1"),
+        lambda: store.advance(3, Tree(3).root(3), []),
+    ):
+        with pytest.raises(SealedFault):
+            act()
+    assert {file: file.read_bytes() for file in folder.rglob("*.json")} == before
 
 
 @pytest.mark.parametrize("name", ["index.json", "checkpoint.json", "node.json", "root.json"])

@@ -1,12 +1,13 @@
 """Serves a mount in a process of its own, for the tests: a mount must not be used from the process that serves it.
 
-Arguments: a folder with `spec.json`, and the descriptor of `/dev/fuse`. In the folder, `granted` stands for the permit,
-`hang` makes the store hang, `reads.json` tells the last beat.
+Arguments: a folder with `spec.json`, the descriptor of `/dev/fuse`, and the user id to become, or "". In the folder,
+`granted` stands for the permit, `hang` makes the store hang, `reads.json` tells the last beat.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,11 @@ class Spec(msgspec.Struct):
 
 def main() -> None:
     folder, fd = Path(sys.argv[1]), int(sys.argv[2])
+    if sys.argv[3]:
+        user = int(sys.argv[3])
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
     spec = msgspec.json.decode((folder / "spec.json").read_bytes(), type=Spec)
     store = LocalStorage(folder / "store", Place("SE", "test"))
 

@@ -9,9 +9,11 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -41,6 +43,8 @@ CONTENT = {
 class Mounted:
     """A served mount and the folder that steers its child."""
 
+    child: subprocess.Popen[bytes]
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.target = folder / "mnt"
@@ -65,9 +69,10 @@ class Mounted:
         return dict(json.loads((self.folder / "reads.json").read_text()))
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Mounted]:
-    it = Mounted(tmp_path)
+@contextmanager
+def served(folder: Path, user: int | None = None) -> Iterator[Mounted]:
+    """`user`: who serves, where not we ourselves."""
+    it = Mounted(folder)
     keys = generate_keypair()
     files = []
     for number, (path, content) in enumerate(CONTENT.items()):
@@ -77,29 +82,40 @@ def mounted(tmp_path: Path) -> Iterator[Mounted]:
         sealed = encryptor.finish()
         files.append(MountedFile(path, path, body, sealed.header, "key", sealed.size, sealed.seal_root))
         if "damaged" in path:
-            (stored,) = (tmp_path / "store" / "bodies").glob(f"*/{body}")
+            (stored,) = (folder / "store" / "bodies").glob(f"*/{body}")
             with stored.open("r+b") as file:
                 file.seek(65564 + 500)
                 file.write(b"\0\1\2\3")
-    (tmp_path / "spec.json").write_bytes(msgspec.json.encode({"files": files, "private_key": keys.private}))
+    (folder / "spec.json").write_bytes(msgspec.json.encode({"files": files, "private_key": keys.private}))
     it.target.mkdir()
     it.grant()
+    if user is not None:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, user, user)
     try:
         fd = mount(it.target, owner_uid=os.getuid(), allow_other=os.getuid() == 0)
     except ComputeFault as fault:
         pytest.skip(f"no FUSE here: {fault}")
-    child = subprocess.Popen([sys.executable, str(CHILD), str(tmp_path), str(fd)], pass_fds=[fd])
+    child = subprocess.Popen([sys.executable, str(CHILD), str(folder), str(fd), str(user or "")], pass_fds=[fd])
+    it.child = child
     os.close(fd)
     try:
         yield it
         it.unhang()
+        killed = child.poll()
         unmount(it.target)
-        assert child.wait(20) == 0
+        assert killed or child.wait(20) == 0
     finally:
         unmount(it.target)
         if child.poll() is None:
             child.kill()
             child.wait()
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Mounted]:
+    with served(tmp_path) as it:
+        yield it
 
 
 def soon(check: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -303,6 +319,29 @@ def test_revocation_reaches_readers_that_hang_in_storage(mounted: Mounted) -> No
     assert soon(lambda: not denied(mounted.path("set/large.bin").read_bytes))
     assert mounted.path("set/large.bin").read_bytes() == CONTENT["set/large.bin"]
     os.close(cached)
+
+
+def test_the_server_needs_no_privilege(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("handing the mount to another user needs root")
+    with tempfile.TemporaryDirectory() as name, served(Path(name), user=65534) as it:
+        for path, content in CONTENT.items():
+            if "damaged" not in path:
+                assert it.path(path).read_bytes() == content
+        other = subprocess.run(
+            ["cat", it.path("set/deep/er/small.txt")], user=1, group=1, capture_output=True, check=False
+        )
+        assert other.returncode != 0  # the folder above the mount is not for others
+        it.revoke()
+        assert soon(lambda: denied(it.path("set/large.bin").read_bytes))
+
+
+def test_a_server_that_dies_gives_nothing_any_more(mounted: Mounted) -> None:
+    fd = os.open(mounted.path("set/large.bin"), os.O_RDONLY)
+    mounted.child.kill()
+    mounted.child.wait()
+    assert soon(lambda: denied(lambda: os.pread(fd, 4096, 8_000_000), errno.ENOTCONN))
+    assert denied(lambda: os.close(fd), errno.ENOTCONN)
 
 
 def test_unmounting_is_idempotent(tmp_path: Path) -> None:

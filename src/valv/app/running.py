@@ -24,25 +24,25 @@ LEASE = 10.0
 
 
 def queue_scan(
-    node: Node, unit: Unit, *, dataset_id: str, version: int, command_line: Sequence[str], limits: Limits
-) -> str:
+    node: Node, ident: str, dataset_id: str, version: int, command_line: Sequence[str], limits: Limits
+) -> None:
     """The node's own search for identifiers in a version, as a run like others."""
-    ident, at = derived_id(NODE, "scan", f"{dataset_id}:{version}"), node.clock()
-    said = text.put(unit, RUN.stream(ident), "command", msgspec.json.encode(list(command_line)).decode(), at)
-    order = run.Queue(
-        by=NODE,
-        at=at,
-        run_id=ident,
-        aim="scan",
-        permit_id="",
-        datasets=(Wanted(dataset_id, version),),
-        command=said,
-        limits=run.Asked(**msgspec.structs.asdict(limits)),
-        result_key=f"result-{ident}",
-    )
-    step = Step(RUN, ident, 0, None, run.decide(None, order, run.Facts()))
-    streams.commit(unit, [step], by=NODE, at=at, command=f"scan-run:{ident}")
-    return ident
+    at = node.clock()
+    with node.records.writing() as unit:
+        said = text.put(unit, RUN.stream(ident), "command", msgspec.json.encode(list(command_line)).decode(), at)
+        order = run.Queue(
+            by=NODE,
+            at=at,
+            run_id=ident,
+            aim="scan",
+            permit_id="",
+            datasets=(Wanted(dataset_id, version),),
+            command=said,
+            limits=run.Asked(**msgspec.structs.asdict(limits)),
+            result_key=f"result-{ident}",
+        )
+        step = Step(RUN, ident, 0, None, run.decide(None, order, run.Facts()))
+        streams.commit(unit, [step], by=NODE, at=at, command=f"scan-run:{ident}")
 
 
 def start_queued(node: Node, compute: Compute) -> int:

@@ -89,7 +89,8 @@ class LauncherClient:
                 if peer_uid(connection) not in (0, os.geteuid()):
                     raise ComputeFault(f"{self._path} belongs to a stranger", "stop the node and look who made it")
                 sent = socket.send_fds(connection, [data], list(descriptors))
-                connection.sendall(data[sent:])
+                if sent < len(data):
+                    connection.sendall(data[sent:])
                 answer = _receive(connection)
         except TimeoutError:
             raise UnreachableFault(f"the launcher did not answer within {self._seconds:.0f} s", _HINT) from None

@@ -186,7 +186,10 @@ class Launcher:
         except OSError:
             return
         uid = peer_uid(connection)
-        if uid not in (self._settings.worker_uid, self._settings.serve_uid) or len(self._callers) >= _CALLERS:
+        if (
+            uid not in (self._settings.worker_uid, self._settings.serve_uid, os.geteuid())
+            or len(self._callers) >= _CALLERS
+        ):
             connection.close()
             return
         connection.setblocking(False)
@@ -240,7 +243,7 @@ class Launcher:
         try:
             request = msgspec.msgpack.decode(data, type=wire.Request)
             reading = isinstance(request, wire.ReserveReader | wire.Read)
-            if caller.uid != self._settings.worker_uid and not reading:
+            if caller.uid not in (self._settings.worker_uid, os.geteuid()) and not reading:
                 raise InputFault("this process may only read")
             return wire.Answer(value=self._do(request, caller.descriptors))
         except msgspec.DecodeError:

@@ -24,10 +24,12 @@ _IDLE: Final = 30.0
 class LeaseClient:
     """Asks for the lease of one run. One connection, made when it is needed. For one thread."""
 
-    def __init__(self, path: str | Path, grant_id: str, run_id: str) -> None:
+    def __init__(self, path: str | Path, grant_id: str, run_id: str, server_uid: int | None = None) -> None:
+        """`server_uid`: whose answers count; None: anybody's."""
         self._path = str(path)
         self._grant_id = grant_id
         self._run_id = run_id
+        self._server_uid = server_uid
         self._connection: socket.socket | None = None
         self._pending = b""
         self._told: dict[str, int] = {}
@@ -60,6 +62,8 @@ class LeaseClient:
             self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._connection.settimeout(TERM)
             self._connection.connect(self._path)
+            if self._server_uid not in (None, peer_uid(self._connection)):
+                raise ConnectionRefusedError("somebody else answers there")
         self._connection.sendall(line)
         while b"\n" not in self._pending:
             data = self._connection.recv(4096)

@@ -49,7 +49,7 @@ class Child:
                 preexec_fn=before,  # safe, because the launcher has one thread
                 env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"},
                 cwd="/",
-                umask=0o077,
+                umask=0o022,
                 start_new_session=True,
             )
         except (OSError, subprocess.SubprocessError) as error:

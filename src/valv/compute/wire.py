@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from valv.errors import Fault, InputFault, InternalFault, RefusedFault
+from valv.errors import Fault, InputFault, InternalFault, Refusal, RefusedFault
 from valv.ports.compute import Limits, MountedFile
 
 FRAME: Final = 1 << 20
@@ -92,12 +92,17 @@ class Failure(msgspec.Struct, frozen=True):
     code: str
     detail: str
     hint: str = ""
+    refused: bool = False
 
     @classmethod
     def of(cls, fault: Fault) -> Failure:
+        if isinstance(fault, RefusedFault):
+            return cls(fault.refusal.code, fault.detail, refused=True)
         return cls(fault.code, fault.detail, fault.hint)
 
     def exception(self) -> Fault:
+        if self.refused:
+            return RefusedFault(Refusal(self.code, self.detail))
         kind = _KINDS.get(self.code, InternalFault)
         return kind(self.detail, self.hint)
 

@@ -93,16 +93,13 @@ def _rank(verdict: Verdict) -> int:
 
 
 def _permissions(found: list[Finding]) -> tuple[list[Finding], Verdict]:
-    """Several diseases are alternatives. Different permissions that disagree are not: whether the narrower one
-    was meant to limit the wider, or to add to it, only people can say."""
+    """Where permissions disagree, whether the narrower one was meant to limit the wider, or to add to it, only people
+    can say. Several diseases do not disagree: each finding speaks for all of them."""
     if not found:
         return [], "refused"
     verdicts = {finding.verdict for finding in found}
     if len(verdicts) == 1:
         return found, found[0].verdict
-    if all(finding.statement.startswith(duo.DS) for finding in found):
-        best = min(verdicts, key=_rank)
-        return [finding for finding in found if finding.verdict == best], best
     return found, "human"
 
 

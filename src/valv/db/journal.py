@@ -43,6 +43,14 @@ _SET_SNAPSHOT: Final = (
     .where(snapshot.c.stream == sa.bindparam("this"))
     .values({name: sa.bindparam(name) for name in ("version", "phase", "state", "changed")})
 )
+_SET_HEAD: Final = (
+    sa.update(head).where(head.c.id == 1).values({name: sa.bindparam(name) for name in ("size", "frontier", "root")})
+)
+_ADD_EVENT: Final = sa.insert(journal)
+_ADD_NODE: Final = sa.insert(merkle)
+_ADD_COMMAND: Final = sa.insert(command)
+_ADD_SNAPSHOT: Final = sa.insert(snapshot)
+_ADD_LINK: Final = sa.insert(link)
 _UNLINK: Final = sa.delete(link).where(
     link.c.stream == sa.bindparam("this"),
     link.c.relation == sa.bindparam("of"),
@@ -112,11 +120,8 @@ class Journal(Statements):
         self._write_events(recorded, nodes)
         self._write_command(command, size, len(recorded))
         self._write_snapshots(changes, versions, at)
-        self._write_links(changes)
-        self.run(
-            sa.update(head).where(head.c.id == 1),
-            {"size": frontier.size, "frontier": frontier.encode(), "root": frontier.root()},
-        )
+        self._write_links(changes, versions)
+        self.run(_SET_HEAD, {"size": frontier.size, "frontier": frontier.encode(), "root": frontier.root()})
         return recorded
 
     def repeated(self, command: str) -> bool:
@@ -144,11 +149,11 @@ class Journal(Statements):
         if recorded:
             columns = Recorded.__struct_fields__
             rows = [{name: getattr(event, name) for name in columns} for event in recorded]
-            self.run(sa.insert(journal), rows)
-            self.run(sa.insert(merkle), [{"level": level, "idx": idx, "hash": node} for level, idx, node in nodes])
+            self.run(_ADD_EVENT, rows)
+            self.run(_ADD_NODE, [{"level": level, "idx": idx, "hash": node} for level, idx, node in nodes])
 
     def _write_command(self, command_id: str, first: int, count: int) -> None:
-        self.run(sa.insert(command), {"id": command_id, "first_position": first, "count": count})
+        self.run(_ADD_COMMAND, {"id": command_id, "first_position": first, "count": count})
 
     def _write_snapshots(self, changes: Sequence[Change], stored: dict[str, int], at: datetime) -> None:
         for change in {change.stream: change for change in changes}.values():  # the last of a stream stands
@@ -157,17 +162,18 @@ class Journal(Statements):
             if change.stream in stored:
                 self.run(_SET_SNAPSHOT, {"this": change.stream, **values})
             else:
-                self.run(sa.insert(snapshot), {"stream": change.stream, "kind": change.kind, **values})
+                self.run(_ADD_SNAPSHOT, {"stream": change.stream, "kind": change.kind, **values})
 
-    def _write_links(self, changes: Sequence[Change]) -> None:
+    def _write_links(self, changes: Sequence[Change], stored: dict[str, int]) -> None:
         wanted = {
             change.stream: {(relation, target) for relation, targets in change.links.items() for target in targets}
             for change in changes
         }
         kinds = {change.stream: change.kind for change in changes}
         there: dict[str, set[tuple[str, str]]] = {stream: set() for stream in wanted}
-        for stream, relation, target in self.run(_LINKS, {"streams": sorted(wanted)}):
-            there[stream].add((relation, target))
+        if known := sorted(stored.keys() & wanted.keys()):
+            for stream, relation, target in self.run(_LINKS, {"streams": known}):
+                there[stream].add((relation, target))
         gone = [
             {"this": stream, "of": relation, "to": target}
             for stream in wanted
@@ -181,7 +187,7 @@ class Journal(Statements):
         if gone:
             self.run(_UNLINK, gone)
         if new:
-            self.run(sa.insert(link), new)
+            self.run(_ADD_LINK, new)
 
     # --- the tree ---
 

@@ -118,8 +118,11 @@ def _derive(kdf: bytes, passphrase: bytes, salt: bytes, rounds: int) -> bytes:
     if kdf == b"pbkdf2_hmac_sha256":
         return hashlib.pbkdf2_hmac("sha256", passphrase, salt, rounds, dklen=KEY)
     if kdf == b"bcrypt":
-        import bcrypt  # needed for old key files alone, so not at start
-
+        try:
+            import bcrypt  # an optional package: only old key files need it
+        except ImportError:
+            hint = "install the Python package 'bcrypt', or lock the key anew with 'crypt4gh-keygen'"
+            raise KeyFault("the private key is locked by bcrypt, which is not installed here", hint) from None
         if not passphrase or not salt:
             raise KeyFault("the passphrase does not open the private key", "try the passphrase again")
         return bcrypt.kdf(passphrase, salt=salt, desired_key_bytes=KEY, rounds=rounds, ignore_few_rounds=True)

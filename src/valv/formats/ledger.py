@@ -58,11 +58,12 @@ def canonical_data(data: bytes) -> bytes:
     """An event's JSON in canonical form. Raises `FormatFault` unless it is a JSON object."""
     try:
         value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        plain = canonical(value)
+    except _UNREADABLE:
         raise FormatFault("the data of an event is not JSON") from None
     if not isinstance(value, dict):
         raise FormatFault("the data of an event is not a JSON object")
-    return canonical(value)
+    return plain
 
 
 def time_text(at: datetime) -> str:
@@ -95,7 +96,7 @@ def decode_leaf(leaf: bytes) -> Entry:
     try:
         entry = _ENTRY.decode(leaf)
         spelled = canonical(msgspec.json.decode(leaf))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         raise FormatFault("a line of the ledger is not a leaf") from None
     if spelled != leaf:
         raise FormatFault("a line of the ledger is not canonical JSON")
@@ -192,4 +193,5 @@ def verify_export(lines: Iterable[bytes], note: str, vkey: str) -> Report:
     return chain.report()
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ENTRY = msgspec.json.Decoder(Entry)

@@ -7,7 +7,10 @@ same way, each under its own context.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from valv.errors import FormatFault, InputFault, KeyFault
+from valv.errors import FormatFault, InputFault, KeyFault, SealedFault
 from valv.keys import disk
 from valv.keys.memory import Secret
 
@@ -51,10 +54,12 @@ class RootFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FileRoot:
-    """An opened root key. Implements `valv.ports.keys.RootKey`."""
+    """An opened root key. Implements `valv.ports.keys.RootKey`; safe for several threads. After `wipe` it raises
+    `SealedFault`."""
 
     def __init__(self, root: Secret) -> None:
         self._root = root
+        self._mutex = threading.Lock()
 
     @classmethod
     def create(cls, path: Path, passphrase: bytes, cost: Cost = Cost()) -> FileRoot:  # noqa: B008 - frozen
@@ -94,12 +99,12 @@ class FileRoot:
 
     def wrap(self, secret: bytes, context: bytes) -> bytes:
         """nonce (12) + ciphertext + tag (16); `context` is bound, not stored."""
-        with self._root.view() as root:
+        with self._opened() as root:
             return _wrap(root, secret, context)
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         try:
-            with self._root.view() as root:
+            with self._opened() as root:
                 return _unwrap(root, wrapped, context)
         except InvalidTag:
             raise KeyFault(
@@ -107,8 +112,17 @@ class FileRoot:
             ) from None
 
     def wipe(self) -> None:
-        """Forget the root key."""
-        self._root.wipe()
+        """Forget the root key, once nobody is using it."""
+        with self._mutex:
+            self._root.wipe()
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[memoryview[int]]:
+        with self._mutex:
+            if self._root.wiped:
+                raise SealedFault
+            with self._root.view() as root:
+                yield root
 
     def __repr__(self) -> str:
         return "FileRoot()"

@@ -34,9 +34,13 @@ class Secret:
 
     def wipe(self) -> None:
         """Overwrite and give back the page. Repeating is no error."""
-        if not self._page.closed:
+        if not self.wiped:
             self._page[: self._length] = bytes(self._length)
             self._page.close()
+
+    @property
+    def wiped(self) -> bool:
+        return self._page.closed
 
     def __repr__(self) -> str:
         return "Secret()"

@@ -85,7 +85,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Key ids with their versions, and the ids that were destroyed (which never come back)."""
 
     versions: dict[str, int]
-    destroyed: tuple[str, ...] = ()
+    destroyed: frozenset[str] = frozenset()
 
 
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,8 +141,9 @@ class Store:
         disk.write(path / "checkpoint.json", _seal("checkpoint.json", Checkpoint(0, merkle.EMPTY_ROOT), root))
 
     def close(self) -> None:
-        """Let go of the folder. The store is not used afterwards."""
-        os.close(self._lock)
+        """Let go of the folder, after a change that is under way. Wipe the root key first: then no other can begin."""
+        with self._mutex:
+            os.close(self._lock)
 
     # --- the node's own keys ---
 
@@ -214,7 +215,7 @@ class Store:
             if key_id in self._index.versions:
                 versions = {other: version for other, version in self._index.versions.items() if other != key_id}
                 # The index first: once it is durable, no copy of the record opens again, whatever happens next.
-                self._put_index(Index(versions, (*self._index.destroyed, key_id)))
+                self._put_index(Index(versions, self._index.destroyed | {key_id}))
             if key_id in self._index.destroyed:
                 disk.wipe(self._key_path(key_id))
 

@@ -1,8 +1,8 @@
 """The records of the node: the journal, the folded states, and the plain rows beside them.
 
-One `Unit` is one database transaction. The journal is append-only; each stream's current state is folded by the core and
-kept beside it as a snapshot, with links by which it is found again. Personal data and free text are plain rows that can
-be erased; the journal holds random ids and salted digests.
+One `Unit` is one database transaction. The journal is append-only; each stream's current state is folded by the core
+and kept beside it as a snapshot, with links by which it is found again. Personal data and free text are plain rows that
+can be erased; the journal holds random ids and salted digests.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import msgspec
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """One event as it stands in the journal. `position` counts from 0 and is the leaf index of the Merkle tree; `data` is
-    the event's JSON with its tag; `leaf` is the canonical bytes whose RFC 9162 leaf hash is in the tree."""
+    """One event as it stands in the journal. `position` counts from 0 and is the leaf index of the Merkle tree; `data`
+    is the event's JSON with its tag; `leaf` is the canonical bytes whose RFC 9162 leaf hash is in the tree."""
 
     position: int
     stream: str
@@ -134,7 +134,7 @@ class Unit(Protocol):
         offset: int = 0,
         limit: int | None = None,
     ) -> list[dict[str, Any]]:
-        """`where` compares by equality; a list value means IN. `order` is a column name, `-` before it for descending."""
+        """`where` compares by equality; a list value means IN. `order` is a column, with `-` before it descending."""
         ...
 
     def count(self, table: str, where: dict[str, Any] | None = None) -> int: ...

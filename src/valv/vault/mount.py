@@ -8,6 +8,9 @@ keep names, attributes and pages; but only while the permit stands. When the lea
 
 A reply that is on its way while the lease is lost does no harm: its pages are locked until it arrives, and dropping
 them waits for that.
+
+When the serving process dies, the kernel gives no more than the pages it has: whoever started it must then unmount and
+end the processes that have files open.
 """
 
 from __future__ import annotations

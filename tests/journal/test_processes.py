@@ -1,4 +1,4 @@
-"""`kill -9` of a process that appends: what it was told is kept is there, once, and the ledger verifies."""
+"""Several processes at once, and `kill -9` of one that appends."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from valv.db.database import Database
 from valv.ports.records import Change
 
 KILLS = 30
+APPENDS = 30
 
 
 def _write(url: str, told: int, life: int) -> None:
@@ -54,6 +55,7 @@ def _one_life(url: str, life: int, seconds: float) -> list[str]:
 
 
 def test_nothing_acknowledged_is_lost(database_url: str) -> None:
+    """What the killed process was told is kept is there, once, and the ledger verifies."""
     builder = Database(database_url)
     builder.create()
     builder.close()
@@ -76,3 +78,35 @@ def test_nothing_acknowledged_is_lost(database_url: str) -> None:
         assert found
     assert set(told) <= set(commands)
     assert len(set(commands)) - len(set(told)) <= KILLS, "at most the last append of each life was kept unheard"
+
+
+def _append_some(url: str, who: int) -> None:
+    database = Database(url)
+    for number in range(APPENDS):
+        change = Change(f"box/{who}-{number}", "box", 0, (("box.made", b"{}"),), "open", b"{}")
+        with database.writing() as unit:
+            unit.append([change], actor=str(who), at=datetime.now(UTC), command=f"{who}-{number}")
+    database.close()
+
+
+def test_processes_append_side_by_side(database_url: str) -> None:
+    builder = Database(database_url)
+    builder.create()
+    builder.close()
+    children = []
+    for who in range(3):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                _append_some(database_url, who)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    after = Database(database_url)
+    with after.reading() as unit:
+        assert [event.position for event in unit.follow(-1)] == list(range(3 * APPENDS))
+    assert after.verify().ok
+    after.close()

@@ -1,0 +1,64 @@
+"""Joins configuration and backends into what the use cases need."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from valv.app.node import Node
+from valv.assemble.policies import load_policies
+from valv.config import Config
+from valv.errors import ConfigFault
+from valv.ports.compute import Compute, Reader
+from valv.ports.storage import Place, Storage
+
+
+def backend(port: str, name: str) -> Any:
+    """The backend of this name for a port, found through the entry points `valv.<port>`: Valv's own register there as
+    strangers' do. Raises `ConfigFault` naming those that there are."""
+    found = {point.name: point for point in metadata.entry_points(group=f"valv.{port}")}
+    if name not in found:
+        raise ConfigFault(f"{port}.backend: there is no {name!r}", f"choose one of {', '.join(sorted(found))}")
+    return found[name].load()
+
+
+def storage(config: Config) -> Storage:
+    place = Place(config.node.country, config.node.unit)
+    made: Storage = backend("storage", config.storage.backend)(config.path(config.storage.path), place)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A node's parts as its server and worker hold them."""
+
+    node: Node
+    compute: Compute
+    reader: Reader
+
+
+def build(config: Config) -> Parts:
+    """Everything that the use cases need, for one process. Nothing is opened before its first use."""
+    from valv.compute.client import LauncherClient
+    from valv.compute.sandbox import SandboxReader
+    from valv.db.database import Database
+    from valv.keys.client import KeydClient
+
+    os.umask(0o007)  # what server and worker write belongs to both of them, and to nobody else
+    store = storage(config)
+    launcher = LauncherClient(config.runtime / "launcher.sock")
+    password = str(config.path(config.database.password_file)) if config.database.password_file else ""
+    node = Node(
+        config=config,
+        records=Database(config.database_url, password),
+        storage=store,
+        keys=KeydClient(config.runtime / "keyd.sock"),
+        policies=load_policies(config.node.country, config.policy.overlays),
+        login=backend("login", config.login.backend)(),
+        clock=lambda: datetime.now(UTC),
+    )
+    compute: Compute = backend("compute", config.compute.backend)(launcher, store)
+    return Parts(node, compute, SandboxReader(launcher))

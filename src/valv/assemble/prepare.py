@@ -1,0 +1,134 @@
+"""What must be in order before the processes of a node start: folders, their owners, secrets, and each one's view.
+
+Where root starts the node, the folders are shared out among its users (`confine.Users`):
+
+    keys/            keyd alone
+    db/ store/       serve and worker, by the node's group; mounts and readers may read the store
+    runtime folder   sockets, by the node's group; nobody may remove what is another's (sticky)
+    valv.toml        all may read it; it holds no secret
+
+A secret that the configuration names is copied into the runtime folder for the process that needs it, and put in its
+place in that process's view; all others see an empty file there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from valv.assemble import confine
+from valv.assemble.confine import INSIDE, RUNS, Users, View
+from valv.config import Config
+from valv.errors import StorageFault
+
+LOG: Final = "log"
+PROCESSES: Final = ("keyd", "launcher", "worker", "serve")
+"""In the order of their start."""
+
+
+def prepare(config: Config, users: Users) -> None:
+    """Make and share out the folders. Repeating changes nothing. Raises `StorageFault`, `ConfigFault`."""
+    users.check()
+    runtime = config.runtime
+    try:
+        runtime.parent.mkdir(parents=True, exist_ok=True)
+        _folder(runtime, 0o1770 if users.root else 0o700, group=users.group if users.root else None)
+        _folder(runtime / RUNS, 0o711)
+        _folder(Path(config.home, LOG), 0o750)
+        for folder in (Path(config.home, "db"), config.path(config.storage.path)):
+            folder.mkdir(exist_ok=True, parents=True)
+        if users.root:
+            _share(config, users)
+        _copy_secrets(config, users)
+    except OSError as error:
+        raise StorageFault(f"{error.filename}: {error.strerror}", "the node's folder must be writable") from None
+
+
+def views(config: Config, users: Users) -> dict[str, View]:
+    """Each process's view, by its name. The launcher's only where root starts the node."""
+    store, db = config.path(config.storage.path), Path(config.home, "db")
+    toml = Path(config.home, "valv.toml")
+    database = [Path("/run/postgresql")] if config.database.url.startswith("postgres") else []
+    data = [path for path in (db, store, *database) if path.exists()]
+
+    def view(name: str, uid: int, write: list[Path], *, network: bool) -> View:
+        return View(
+            uid=uid if users.root else None,
+            groups=(users.group,),
+            write=(*confine.same(*write), confine.runtime(config, uid)),
+            read=(*confine.same(toml), *confine.secrets_seen(config, name)),
+            network=network,
+        )
+
+    found = {
+        "keyd": view("keyd", users.keyd, [config.path(config.keys.path)], network=False),
+        "worker": view("worker", users.worker, data, network=True),
+        "serve": view("serve", users.serve, data, network=True),
+    }
+    if users.root:
+        runtime = config.runtime
+        found["launcher"] = View(
+            uid=None,
+            read=(*confine.same(toml, store, runtime), *confine.secrets_seen(config, "launcher")),
+            write=((runtime / RUNS, INSIDE), *confine.same(Path("/proc"), Path("/sys"))),
+            devices=(Path("/dev/fuse"),),
+            own_proc=False,
+            capabilities=confine.LAUNCHER,
+        )
+    return found
+
+
+def _copy_secrets(config: Config, users: Users) -> None:
+    folder = config.runtime / confine.SECRETS
+    shutil.rmtree(folder, ignore_errors=True)
+    _folder(folder, 0o711)
+    owners = {"keyd": users.keyd, "serve": users.serve, "worker": users.worker}
+    _write(folder / confine.NOTHING, b"")
+    for key, path, readers in confine.secrets(config):
+        for name in readers:
+            _folder(folder / name, 0o700, owner=owners[name] if users.root else None)
+            _write(folder / name / key, path.read_bytes())
+            if users.root:
+                os.chown(folder / name / key, owners[name], owners[name])
+
+
+def forget_secrets(config: Config) -> None:
+    """Remove the copies."""
+    shutil.rmtree(config.runtime / confine.SECRETS, ignore_errors=True)
+
+
+def _share(config: Config, users: Users) -> None:
+    keys = config.path(config.keys.path)
+    if keys.exists():
+        for path in (keys, *keys.rglob("*")):
+            os.chown(path, users.keyd, users.keyd, follow_symlinks=False)
+        keys.chmod(0o700)
+    for top in (Path(config.home, "db"), config.path(config.storage.path)):
+        if top.stat().st_gid != users.group or top.name == "db":  # a large store is gone through once only
+            for path in (*top.rglob("*"), top):
+                _give(path, users.group)
+    toml = Path(config.home, "valv.toml")
+    os.chown(toml, -1, users.group)
+    toml.chmod(0o640)
+
+
+def _give(path: Path, group: int) -> None:
+    """To the group, which what is made in a folder later then has too."""
+    if not path.is_symlink():
+        os.chown(path, -1, group)
+        path.chmod(0o2770 if path.is_dir() else 0o660)
+
+
+def _folder(path: Path, mode: int, *, owner: int | None = None, group: int | None = None) -> None:
+    path.mkdir(exist_ok=True)
+    if owner is not None or group is not None:
+        os.chown(path, -1 if owner is None else owner, -1 if group is None else group)
+    path.chmod(mode)
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)

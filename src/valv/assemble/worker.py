@@ -1,0 +1,47 @@
+"""The `worker` process: the loops that have no caller, and the leases of open mounts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from valv import config as configuration
+from valv.assemble.node import build
+from valv.compute.lease import LeaseServer
+from valv.errors import Fault
+from valv.worker.loops import Worker
+
+log = logging.getLogger("valv.worker")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Work until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="valv worker", description="The loops of a node.")
+    parser.add_argument("--node", type=Path, required=True, help="the node's folder")
+    options = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGINT, lambda *_: ended.set())
+    try:
+        config = configuration.load(options.node)
+        parts = build(config)
+        worker = Worker(parts.node, parts.compute, parts.reader)
+        with LeaseServer(config.runtime / "lease.sock", worker.lease):
+            worker.start()
+            log.info("worker ready")
+            ended.wait()
+            worker.stop()
+    except Fault as fault:
+        log.error("%s", fault)
+        return fault.row.exit
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""`valv deposit` and `valv deposits`: sending a folder as a new version of a dataset, and following what became of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from valv.cli import folder as folders
+from valv.cli.command import Door, Look, command, group
+from valv.cli.folder import Folder, Item
+from valv.cli.text import size
+from valv.errors import Fault, InputFault, Refusal, RefusedFault
+
+app = group("Send a folder.")
+deposits = group("Look at deposits, or cancel one.", cls=Look, no_args_is_help=False)
+PAUSE = 1.0
+"""Seconds between two looks at what the node does."""
+Ident = Annotated[str, typer.Argument(metavar="ID", help="The deposit.", show_default=False)]
+
+
+@command(
+    app,
+    "deposit",
+    action="deposit.open",
+    example="valv deposit ./cohort --dataset heart-cohort --class anonymised --consent DUO:0000042 --consent NPU \\\n"
+    "    --committee heart --title 'Heart cohort' --disease MONDO:0005267 --data-type VCF --wait",
+)
+def deposit(
+    door: Door,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with the files.", show_default=False)],
+    dataset: Annotated[str, typer.Option(help="The dataset's name; made where there is none.", show_default=False)] = "",
+    data_class: Annotated[
+        str, typer.Option("--class", metavar="CLASS", help="identifiable or anonymised.", show_default=False)
+    ] = "",
+    consent: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DUO", help="What the donors consented to (repeat), for example GRU or DS=MONDO:0005147."),
+    ] = None,
+    committee: Annotated[str, typer.Option(help="The committee that decides on access.", show_default=False)] = "",
+    title: Annotated[str, typer.Option(help="One line for the catalogue.", show_default=False)] = "",
+    description: Annotated[str, typer.Option(help="A paragraph for the catalogue.", show_default=False)] = "",
+    disease: Annotated[list[str] | None, typer.Option(help="A disease, for example MONDO:0005147 (repeat).")] = None,
+    data_type: Annotated[list[str] | None, typer.Option(help="A kind of data, for example VCF (repeat).")] = None,
+    keyword: Annotated[list[str] | None, typer.Option(help="A word to be found by (repeat).")] = None,
+    checksums: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Checksums as 'sha256sum' writes them; else they are computed first."),
+    ] = None,
+    resume: Annotated[
+        str, typer.Option("--continue", metavar="ID", help="Go on with a deposit that is still open.", show_default=False)
+    ] = "",
+    no_submit: Annotated[bool, typer.Option("--no-submit", help="Leave the deposit open for more files.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the version is published, or failed.")] = False,
+) -> None:
+    """Send every file of a folder as a new version of a dataset.
+
+    Each file is encrypted on its way in and its checksum compared; one that is already Crypt4GH for the node's public
+    key is kept as it is. A `participants.tsv` goes along. Symbolic links are not followed. The version becomes visible
+    all at once, when everything was verified.
+    """
+    known = folders.read_checksums(checksums) if checksums else {}
+    found = folders.walk(directory, checksums)
+    for line in found.skipped:
+        door.warn(f"  skipped    {line}")
+    if not found.items:
+        raise RefusedFault(Refusal("deposit_empty", str(directory)))
+    if checksums:
+        folders.declared(found, known, checksums)
+    if resume:
+        ident = resume
+    else:
+        ident = _open(
+            door,
+            {
+                "dataset": dataset,
+                "class": data_class,
+                "consent": consent or [],
+                "committee": committee,
+                "title": title,
+                "description": description,
+                "diseases": disease or [],
+                "data_types": data_type or [],
+                "keywords": keyword or [],
+            },
+        )
+    try:
+        _send_all(door, ident, found, known)
+        if not no_submit:
+            door.post("deposits", ident, "submission", body={"expected": [item.name for item in found.items]})
+    except BaseException:
+        door.warn(f"The deposit {ident} stays open. Go on with it: valv deposit {directory} --continue {ident}")
+        raise
+    view = _until_done(door, ident) if wait and not no_submit else door.get("deposits", ident)
+    if door.answer(view):
+        return
+    if wait and not no_submit:
+        door.say(f"{view['dataset']} version {view['state']['version']}")
+    else:
+        door.say(ident)
+        door.note(
+            "The deposit is open; hand it in with 'valv deposit DIR --continue ID'."
+            if no_submit
+            else f"Handed in. Follow it: valv deposits {ident}"
+        )
+
+
+def _open(door: Door, request: dict[str, Any]) -> str:
+    options = {"dataset": "--dataset", "class": "--class", "consent": "--consent", "committee": "--committee"}
+    missing = [option for key, option in options.items() if not request[key]]
+    if missing:
+        raise InputFault(f"{' and '.join(missing)} must be given", "see 'valv deposit --help'")
+    if request["class"] not in ("identifiable", "anonymised"):
+        raise InputFault(f"--class {request['class']!r} is not known", "write identifiable or anonymised")
+    return str(door.post("deposits", body=request)["deposit_id"])
+
+
+def _send_all(door: Door, ident: str, found: Folder, known: dict[str, str]) -> None:
+    there = {file["path"]: file for file in door.get("deposits", ident)["files"] if file["state"] != "arriving"}
+    unknown = Folder([item for item in found.items if item.name not in known], [])
+    with door.progress("computing checksums", unknown.size) as advance:
+        digests = known | {item.name: folders.digest(item, advance) for item in unknown.items}
+    for number, item in enumerate(found.items, 1):
+        if _is_there(there, item, digests[item.name]):
+            door.sent(item.name, item.size, "was there")
+            continue
+        _send(door, ident, item, digests[item.name], f"{number}/{len(found.items)} {item.name}")
+        door.sent(item.name, item.size, "received")
+    door.note(f"{len(found.items)} files, {size(found.size)}.")
+
+
+def _is_there(there: dict[str, Any], item: Item, digest: str) -> bool:
+    """Whether the node has this very file. Of one that came encrypted it knows no checksum before it was opened; the
+    name without `.c4gh` is then all there is to go by."""
+    file = there.get(item.name)
+    if file is not None and file["sha256"]:
+        return bool(file["sha256"] == digest)
+    sealed = there.get(item.name.removesuffix(".c4gh"))
+    return sealed is not None and not sealed["sha256"]
+
+
+def _send(door: Door, ident: str, item: Item, digest: str, title: str) -> None:
+    from valv.cli.client import Problem, path
+
+    address = "/".join((path("deposits", ident, "files"), *path(*item.name.split("/")).split("/")[3:]))
+    tries = 0
+    try:
+        with door.progress(title, item.size) as advance:
+
+            def content() -> Any:
+                nonlocal tries
+                tries += 1
+                return folders.pieces(item, advance)
+
+            door.client.send(address, content, item.size, digest)
+    except Problem as problem:
+        # The file came whole and only the answer was lost: the second sending finds it there.
+        if problem.problem != "file_known" or tries < 2:
+            problem.detail = problem.detail if item.name in problem.detail else f"{item.name}: {problem.detail}"
+            raise
+    except Fault as fault:
+        fault.detail = f"{item.name}: {fault.detail}"
+        raise
+
+
+def _until_done(door: Door, ident: str) -> Any:
+    """Wait for the end of a deposit's verification. Raises `Fault` where it failed."""
+    door.note("Waiting for the node to verify and publish …")
+    while True:
+        view = door.get("deposits", ident)
+        phase = view["state"]["phase"]
+        if phase == "published":
+            return view
+        if phase in ("failed", "cancelled"):
+            raise RefusedFault(Refusal("wrong_phase", f"the deposit {phase}: {view['state']['reason']}"))
+        time.sleep(PAUSE)
+
+
+@command(deposits, "show", action="deposit.see", example="valv deposits\nvalv deposits ID")
+def show(
+    door: Door, ident: Annotated[str, typer.Argument(metavar="[ID]", help="The deposit.", show_default=False)] = ""
+) -> None:
+    """List your deposits, or show one with its files."""
+    if not ident:
+        views = door.get("deposits")
+        if not door.answer(views):
+            rows = [(v["deposit_id"], v["dataset"], v["state"]["claimed"], v["state"]["phase"]) for v in rows_of(views)]
+            door.table(("deposit", "dataset", "class", "state"), rows, "no deposit yet")
+        return
+    view = door.get("deposits", ident)
+    if door.answer(view):
+        return
+    state = view["state"]
+    version = state["version"] if state["version"] is not None else "–"
+    pairs = [("deposit", view["deposit_id"]), ("dataset", view["dataset"]), ("class", state["claimed"])]
+    pairs += [("consent", ", ".join(state["consent"])), ("state", state["phase"]), ("version", version)]
+    door.facts([*pairs, ("reason", state["reason"])] if state["reason"] else pairs)
+    door.table(
+        ("file", "size", "state", "sha256", "reason"),
+        [(f["path"], size(f["size"]), f["state"], f["sha256"] or "–", f["reason"]) for f in view["files"]],
+        "no file yet",
+    )
+
+
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    return list(answer)
+
+
+@command(deposits, "cancel", action="deposit.cancel", example="valv deposits cancel ID")
+def cancel(door: Door, ident: Ident) -> None:
+    """Cancel a deposit that was not published. Its files are dropped."""
+    from valv.cli.client import path
+
+    if not door.answer(door.client.ask("DELETE", path("deposits", ident))):
+        door.note(f"The deposit {ident} is cancelled.")

@@ -1,0 +1,68 @@
+"""Operator commands, given on the node's own machine: `valv up`, `demo`, `doctor`, `keys unseal`, `config check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from valv.cli.command import Local, command, group
+
+app = group("Operate a node.")
+keys = group("Open the node's keys.")
+config = group("Check a configuration.")
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The node's folder.", show_default=False)]
+
+
+@command(app, "up", action="node.operate", example="valv up /srv/valv")
+def up(screen: Local, directory: Directory) -> None:
+    """Start all processes of a node and keep them going until Ctrl-C or SIGTERM."""
+    raise typer.Exit(screen.operator.up(directory))
+
+
+@command(app, "demo", action="node.operate", example="valv demo ./demo-node\nvalv demo ./demo-node --once")
+def demo(
+    screen: Local,
+    directory: Directory,
+    once: Annotated[bool, typer.Option("--once", help="End after the loop: 0 where every step worked.")] = False,
+    port: Annotated[int, typer.Option(help="Where the portal listens on this machine.")] = 8600,
+) -> None:
+    """Make a demonstration node, walk the whole loop once, then serve the portal until Ctrl-C."""
+    raise typer.Exit(screen.operator.demo(directory, once=once, port=port))
+
+
+@command(app, "doctor", action="node.operate", example="valv doctor /srv/valv")
+def doctor(screen: Local, directory: Directory) -> None:
+    """Look at a node, its machine and its processes; each fault with what to do about it."""
+    raise typer.Exit(screen.operator.doctor(directory))
+
+
+@command(keys, "unseal", action="node.unseal", example="valv keys unseal /srv/valv")
+def unseal(
+    screen: Local,
+    directory: Directory,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read the passphrase from a file.", show_default=False)
+    ] = None,
+) -> None:
+    """Open the keys of a node that was started locked. The passphrase is asked for without echo."""
+    passphrase = screen.hidden("Passphrase", passphrase_file, "--passphrase-file")
+    screen.operator.unseal(directory, passphrase.encode())
+    if not screen.answer({"open": True}):
+        screen.note("The node's keys are open.")
+
+
+@command(config, "check", action="node.operate", example="valv config check /srv/valv/valv.toml")
+def check(
+    screen: Local,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration or the node's folder.", show_default=False)],
+) -> None:
+    """Check a configuration and explain every fault in it."""
+    from valv.config import load
+
+    found = load(file)
+    node = found.node
+    if not screen.answer({"name": node.name, "country": node.country, "unit": node.unit, "address": found.public_url}):
+        screen.facts([("node", node.name), ("country", node.country), ("unit", node.unit), ("address", found.public_url)])
+        screen.note("The configuration has no fault.")

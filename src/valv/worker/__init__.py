@@ -1,0 +1,1 @@
+"""Loops that have no caller: outbox, runs, intake, scans, expiry, checkpoints, leases."""

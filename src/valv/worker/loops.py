@@ -1,0 +1,125 @@
+"""The worker's loops: each calls use cases again and again; none keeps a state of its own that a restart would lose."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from valv.app import deposit, ledger, outbox, permit, running, scan
+from valv.app.node import Node
+from valv.app.operation import performs
+from valv.errors import ConflictFault, Fault
+from valv.ports.compute import Compute, Reader
+from valv.ports.lease import Beat
+from valv.worker import mail
+
+log = logging.getLogger("valv.worker")
+
+RUNS = 0.1
+INTAKE = 0.3
+CHORES = 1.0
+EVIDENCE = 60.0
+"""Seconds between two turns of each loop."""
+
+
+class Worker:
+    """Runs the loops in threads until `stop`."""
+
+    def __init__(self, node: Node, compute: Compute, reader: Reader) -> None:
+        self._node = node
+        self._compute = compute
+        self._reader = reader
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._reads: dict[str, dict[str, int]] = {}
+        self._mounts: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        for name, pause, turn in (
+            ("runs", RUNS, self.runs),
+            ("intake", INTAKE, self.intake),
+            ("chores", CHORES, self.chores),
+            ("evidence", EVIDENCE, self.evidence),
+        ):
+            thread = threading.Thread(target=self._loop, args=(pause, turn), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _loop(self, pause: float, turn: Callable[[], Any]) -> None:
+        last = ""
+        while not self._ended.is_set():
+            began = time.monotonic()
+            try:
+                turn()
+                last = ""
+            except ConflictFault:
+                pass  # somebody was quicker; the next turn sees their facts
+            except Fault as fault:
+                # A fault that stays is said once, not ten times a second.
+                if str(fault) != last:
+                    log.warning("%s: %s", threading.current_thread().name, fault)
+                last = str(fault)
+            except Exception:
+                log.exception("%s broke", threading.current_thread().name)
+                self._ended.wait(1.0)
+            self._ended.wait(max(0.0, pause - (time.monotonic() - began)))
+
+    @performs("node.operate")
+    def runs(self) -> None:
+        """End what may not go on, finish what ended, start what waits, seal what was left."""
+        running.watch(self._node, self._compute)
+        running.collect_ended(self._node, self._compute)
+        running.start_queued(self._node, self._compute)
+
+    @performs("node.operate")
+    def intake(self) -> None:
+        deposit.process_submitted(self._node, self._reader)
+        scan.step(self._node, self._reader)
+
+    @performs("node.operate")
+    def chores(self) -> None:
+        permit.expire_due(self._node)
+        ledger.checkpoint(self._node)
+        outbox.deliver(self._node, {**mail.TOPICS, "key.confirm": _confirm, "key.narrow": _narrow})
+
+    @performs("node.operate")
+    def evidence(self) -> None:
+        """Once a minute: what each run has read so far goes into the ledger; what died is cleared away."""
+        with self._lock:
+            reads, self._reads = self._reads, {}
+        for run_id, totals in reads.items():
+            running.record_reads(self._node, run_id, totals)
+        deposit.clear_dead(self._node)
+
+    @performs("node.operate")
+    def lease(self, beat: Beat, uid: int) -> bool:
+        """The answer to a mount's beat. Only the user that the run's mount was given is answered yes."""
+        if self._mounts.get(beat.run_id) != uid:
+            expected = self._compute.reserve(beat.run_id)
+            if expected != uid:
+                return False
+            self._mounts[beat.run_id] = uid
+        granted = permit.lease(self._node, beat)
+        with self._lock:
+            if beat.reads:
+                self._reads.setdefault(beat.run_id, {}).update(beat.reads)
+            if not granted:
+                self._mounts.pop(beat.run_id, None)
+        return granted
+
+
+def _confirm(node: Node, body: dict[str, Any]) -> None:
+    node.keys.confirm(body["key_id"])
+
+
+def _narrow(node: Node, body: dict[str, Any]) -> None:
+    node.keys.narrow(body["key_id"])
