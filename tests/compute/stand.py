@@ -262,8 +262,8 @@ def skip_unless_able() -> None:
         shutil.rmtree(home)
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
+def started() -> Iterator[Node]:
+    """For a fixture."""
     skip_unless_able()
     with running() as made:
         yield made

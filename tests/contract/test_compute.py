@@ -1,4 +1,4 @@
-"""The contract of `valv.ports.compute`, held by the backend `sandbox` with the really running launcher and key holder."""
+"""The contract of `valv.ports.compute`, held by the backend `sandbox` with the real launcher and key holder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from pathlib import Path
 import pytest
 
 from valv.errors import ComputeFault, Fault, InputFault, RefusedFault
+from valv.ports.compute import RunSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compute"))
-from stand import Node, limits, node, running, skip_unless_able  # noqa: E402, F401 - `node` is a fixture
+import stand
+from stand import Node, limits, running, skip_unless_able
+
+
+@pytest.fixture(scope="module", name="node")
+def running_node() -> Iterator[Node]:
+    yield from stand.started()
 
 
 def alive(marker: str) -> list[int]:
@@ -249,7 +256,7 @@ def test_bad_requests(node: Node) -> None:
 
 
 def test_a_long_command_line(node: Node) -> None:
-    status, said, _ = node.shell("x=" + "y" * 100_000 + "; echo ${#x}")
+    _, said, _ = node.shell("x=" + "y" * 100_000 + "; echo ${#x}")
     assert said == "100000\n"
     with pytest.raises(InputFault):
         node.run("echo", *["y" * 100_000] * 11)
@@ -296,8 +303,6 @@ def test_a_file_whose_key_was_not_granted_cannot_be_read(node: Node) -> None:
     granted, other = node("put", "set/granted", b"yes"), node("put", "set/other", b"no")
     uid = node("compute.reserve", "partly")
     node("keyd.grant", "run-partly", [granted.key_id], uid, 60.0)
-    from valv.ports.compute import RunSpec
-
     try:
         node(
             "compute.start",
@@ -349,9 +354,6 @@ def test_collecting_before_the_end_is_refused(node: Node, run_id: str) -> None:
 
 
 def test_nothing_of_a_run_is_left(node: Node) -> None:
-    from valv.assemble.prepare import views  # the launcher's own view of the runs
-
-    assert views(node.config, node.users)
     runs = node.config.runtime / "runs"
     node.shell("echo x > /outbox/x; mkdir -p /outbox/d; chmod 0 /outbox/d")
     until = time.monotonic() + 10
@@ -417,7 +419,7 @@ def test_a_damaged_file_gives_a_fault_and_no_wrong_byte(node: Node) -> None:
     path.write_bytes(raw)
     with pytest.raises(Fault, match="segment"):
         node("read", file)
-    status, said, _ = node.shell(
+    _, said, _ = node.shell(
         "cat /data/set/x | tr -d y | wc -c; cat /data/set/x >/dev/null || echo failed", files=(file,)
     )
     assert "0" in said.split()

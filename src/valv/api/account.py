@@ -7,12 +7,12 @@ import binascii
 from datetime import datetime
 
 import msgspec
-from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
 from valv.api.answer import answer, answers, nothing
 from valv.api.asking import Body, Id, Known
+from valv.api.routes import PREFIX, routes
 from valv.api.sessions import Me, me
 from valv.app import account
 from valv.app.node import allow
@@ -21,7 +21,7 @@ from valv.core.authorize import Resource
 from valv.errors import InputFault
 from valv.formats import keyfile
 
-router = APIRouter(prefix="/account", tags=["account"])
+router = routes("account", f"{PREFIX}/account")
 
 
 class NewKey(Body):

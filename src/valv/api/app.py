@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from valv import __version__
 from valv.api import (
@@ -26,13 +27,12 @@ from valv.api import (
 from valv.api import (
     node as nodes,
 )
-from valv.api.document import openapi
+from valv.api.document import openapi, operations
 from valv.api.guard import Guard
 from valv.app.node import Node
 from valv.errors import Fault
 from valv.ports.compute import Reader
 
-PREFIX = "/api/v1"
 NOUNS = (nodes, sessions, account, datasets, deposits, applications, permits, runs, releases, ledger)
 
 
@@ -54,12 +54,9 @@ def build() -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,
-        default_response_class=Response,
     )
-    for noun in NOUNS:
-        app.include_router(noun.router, prefix=PREFIX)
-    app.include_router(nodes.health)
+    for router in (*(noun.router for noun in NOUNS), nodes.health):
+        app.router.routes.extend(router.routes)
     app.add_middleware(Guard)
     app.add_exception_handler(Fault, _fault)
     app.add_exception_handler(RequestValidationError, _validation)
@@ -86,4 +83,8 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem.of_http(error, problem.where(request))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        fitting = [route for route in operations(request.app) if route.matches(request.scope)[0] != Match.NONE]
+        headers["Allow"] = ", ".join(sorted({method for route in fitting for method in route.methods or ()}))
+    return problem.of_http(error, problem.where(request), headers)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
+import msgspec
 from pydantic import Field
 from starlette.responses import Response
 
 from valv.api.answer import Created, answer, answers, nothing
 from valv.api.asking import Body, Command, Id, Known, Line, Reason, Text
+from valv.api.routes import PREFIX, routes
 from valv.app import access
 from valv.app.operation import performs
 from valv.core.classes import Mode
 
-router = APIRouter(prefix="/applications", tags=["applications"])
+router = routes("applications", f"{PREFIX}/applications")
 
 
 class Application(Body):
@@ -37,8 +38,7 @@ class Application(Body):
     licence: bool = False
 
     def form(self) -> access.Form:
-        given = self.model_dump(exclude_none=True)
-        return access.Form(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        return msgspec.convert(self.model_dump(exclude_none=True), access.Form)
 
 
 class Approval(Body):

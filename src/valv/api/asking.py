@@ -48,7 +48,7 @@ async def _command(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="Repeating a request under the same key (1 to 100 visible ASCII characters) carries it out once.",
+            description="A request that is repeated under the same key (visible ASCII) is carried out once.",
             min_length=1,
             max_length=100,
             pattern="^[!-~]+$",

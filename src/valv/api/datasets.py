@@ -6,17 +6,18 @@ from datetime import datetime
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import Field
 from starlette.responses import Response
 
 from valv.api.answer import answer, answers, nothing
 from valv.api.asking import Anyone, Body, Command, Id, Known, Line, Text, Words
+from valv.api.routes import PREFIX, routes
 from valv.app import dataset
 from valv.app.node import allow
 from valv.app.operation import performs
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = routes("datasets", f"{PREFIX}/datasets")
 
 
 class About(Body):

@@ -10,13 +10,14 @@ from typing import Annotated, Final
 
 import anyio.from_thread
 import anyio.to_thread
-from fastapi import APIRouter, Header, Request
+from fastapi import Header, Request
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from valv.api.answer import BYTES, Created, answer, answers, nothing
 from valv.api.asking import Body, Command, Id, Known, Line, Text
+from valv.api.routes import PREFIX, routes
 from valv.app import deposit
 from valv.app.dataset import Description
 from valv.app.node import refuse
@@ -24,7 +25,7 @@ from valv.app.operation import performs
 from valv.core.classes import DataClass
 from valv.errors import InputFault
 
-router = APIRouter(prefix="/deposits", tags=["deposits"])
+router = routes("deposits", f"{PREFIX}/deposits")
 
 UPLOADS: Final = 64
 """Files that arrive at the same time; further ones wait for a place."""

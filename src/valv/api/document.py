@@ -36,7 +36,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     wrong = {"description": "a problem (RFC 9457)", "content": {MEDIA: {"schema": schemas[0]}}}
     for route, one in zip(routes, told, strict=True):
         answered = _response(one, next(rest) if one.kind is not None else None)
-        for method in route.methods:
+        for method in route.methods or ():
             operation = document["paths"][route.path_format][method.lower()]
             operation["responses"] = {str(one.status): answered, "default": wrong}
             operation["x-valv-action"] = action_of(route.endpoint)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from starlette.responses import Response
 
 from valv.api.answer import answer, answers, stream
 from valv.api.asking import Known
+from valv.api.routes import PREFIX, routes
 from valv.app import ledger
 from valv.app.operation import performs
 
-router = APIRouter(prefix="/ledger", tags=["ledger"])
+router = routes("ledger", f"{PREFIX}/ledger")
 
 _MOST = 1 << 53
 LINES = "application/jsonl"

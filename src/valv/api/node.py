@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from valv import __version__
 from valv.api.answer import answer, answers
 from valv.api.asking import Anyone
+from valv.api.routes import routes
 from valv.app.node import NOBODY, allow
 from valv.app.operation import performs
 from valv.core.authorize import Resource
 from valv.errors import Fault, SealedFault
 from valv.formats import keyfile
 
-router = APIRouter(tags=["node"])
-health = APIRouter(tags=["node"])
+router = routes("node")
+health = routes("node", "")
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +76,7 @@ def show_node(ask: Anyone) -> Response:
 
 @router.get("/openapi.json")
 @performs("node.see")
-@answers(dict[str, object], summary="OpenAPI 3.1")
+@answers(dict[str, Any], summary="OpenAPI 3.1")
 async def show_openapi(request: Request) -> Response:
     """This document."""
     return answer(request.app.openapi())

@@ -6,18 +6,19 @@ import re
 from itertools import chain
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import Header, Query, Request
 from starlette.responses import Response
 
 from valv.api import problem
 from valv.api.answer import BYTES, answer, answers, disposition, nothing, stream
 from valv.api.asking import Command, Id, Known, Reason
+from valv.api.routes import PREFIX, routes
 from valv.app import download, permit
 from valv.app.node import refuse
 from valv.app.operation import performs
 from valv.errors import InputFault
 
-router = APIRouter(prefix="/permits", tags=["permits"])
+router = routes("permits", f"{PREFIX}/permits")
 
 _REST: Final = re.compile(r"bytes=(\d{1,15})-")
 """The one range that is served: from a byte to the end. Others are answered with the whole file (RFC 9110, 14.2)."""

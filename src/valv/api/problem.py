@@ -56,7 +56,7 @@ def of_fault(
         code=code,
         reference=reference,
     )
-    return Response(msgspec.json.encode(found), status, {**_advice(code, row), **(headers or {})}, MEDIA)
+    return Response(msgspec.json.encode(found), status, {**_advice(row), **(headers or {})}, MEDIA)
 
 
 def of_error(error: Exception, where: str) -> Response:
@@ -66,7 +66,7 @@ def of_error(error: Exception, where: str) -> Response:
     return of_fault(fault, where)
 
 
-def of_http(error: HTTPException, where: str) -> Response:
+def of_http(error: HTTPException, where: str, headers: Mapping[str, str]) -> Response:
     """What the framework refuses: unknown addresses and methods, bodies that cannot be read."""
     fault: Fault
     match error.status_code:
@@ -78,7 +78,7 @@ def of_http(error: HTTPException, where: str) -> Response:
             fault = InputFault("the body of the request is too large", str(error.detail))
         case _:
             fault = InputFault("the request cannot be read", "send JSON as 'application/json'")
-    return of_fault(fault, where, status=error.status_code, headers=error.headers)
+    return of_fault(fault, where, status=error.status_code, headers=headers)
 
 
 def of_validation(error: RequestValidationError, where: str) -> Response:
@@ -98,7 +98,7 @@ def _field(place: tuple[int | str, ...]) -> str:
     return text if len(text) <= 100 and text.isprintable() else f"a field of the {place[0]}"
 
 
-def _advice(code: str, row: Row) -> dict[str, str]:
+def _advice(row: Row) -> dict[str, str]:
     if row.status == 401:
         return {"WWW-Authenticate": "Bearer"}
     return {"Retry-After": "60"} if row.status == 429 else {}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
 from valv.api.answer import BYTES, answer, answers, nothing, stream
 from valv.api.asking import Body, Command, Id, Known, Text
+from valv.api.routes import PREFIX, routes
 from valv.app import release
 from valv.app.operation import performs
 
-router = APIRouter(prefix="/releases", tags=["releases"])
+router = routes("releases", f"{PREFIX}/releases")
 
 
 class ReleaseRequest(Body):

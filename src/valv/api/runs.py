@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
 from valv.api.answer import Created, answer, answers, nothing
 from valv.api.asking import Body, Command, Id, Known, Line
+from valv.api.routes import PREFIX, routes
 from valv.app import run
 from valv.app.operation import performs
 from valv.ports.compute import Limits
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = routes("runs", f"{PREFIX}/runs")
 
 _MOST = 1 << 53
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import msgspec
-from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
 from valv.api.answer import answer, answers, nothing
 from valv.api.asking import Anyone, Body, Known
+from valv.api.routes import PREFIX, routes
 from valv.app import account
 from valv.app.node import Who
 from valv.app.operation import performs
 
-router = APIRouter(prefix="/sessions", tags=["sessions"])
+router = routes("sessions", f"{PREFIX}/sessions")
 
 
 class LogIn(Body):

@@ -24,7 +24,8 @@ from valv.ports.records import Unit
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
     """What an applicant fills in. `datasets`: names, each with `@version` or the newest; `purpose`: DUO terms
-    (`HMB`, `DS=MONDO:0005147`, `NPU` …: what the use is, and what the applicant promises); `people`: account names."""
+    (`HMB`, `DS=MONDO:0005147`, `NPU` …: what the use is, and what the applicant promises); `people`: account names. `for_profit`,
+    `commercial`: None is not declared."""
 
     title: str
     summary: str = ""
@@ -33,8 +34,8 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     country: str = ""
     institution: str = ""
     project: str = ""
-    for_profit: bool = False
-    commercial: bool = False
+    for_profit: bool | None = None
+    commercial: bool | None = None
     people: tuple[str, ...] = ()
     mode: Mode = "compute"
     days: int = 365
@@ -42,13 +43,15 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """An application for its page, with the consent match of each dataset beside it."""
+    """An application for its page, with the consent match of each dataset beside it. `people`: display names by id, of
+    those named besides the applicant; `people_names`: their account names."""
 
     state: access.Access
     title: str
     summary: str
     datasets: list[access.DatasetFact]
     people: dict[str, str]
+    people_names: tuple[str, ...]
     applicant: str
     reason: str
     may: frozenset[str]
@@ -156,7 +159,7 @@ def approve(node: Node, who: Who, access_id: str, *, reason: str, days: int | No
     permit_id = derived_id(access_id, "permit", access_id)
     with node.records.writing() as unit:
         state, version = streams.need(unit, ACCESS, access_id)
-        permits.allow_every(node, who, "access.approve", _resources(unit, state))
+        permits.allow_every(node, who, "access.approve", _resources(unit, state), _context(who, state.request))
         if streams.done(unit, who.account_id, command):
             return state.permit_id
         facts = _facts(node, who, unit, state.request)
@@ -222,20 +225,22 @@ def mine(node: Node, who: Who) -> list[View]:
 def _view(node: Node, who: Who, unit: Unit, state: access.Access) -> View:
     resources = _resources(unit, state)
     asked = ("save", "submit", "withdraw", "return", "approve", "reject")
-    # What only lacks a fresh second factor is offered: the page then asks for it.
-    fresh = Context(country=who.principal.country, second_factor=True)
+    # What only lacks a fresh second factor or a declaration is offered: the answer then says what is missing.
+    fresh = Context(country=who.principal.country, second_factor=True, ethics=True)
     may = frozenset(
         action
         for action in asked
         if all(permitted(node, who, f"access.{action}", found, fresh) is None for found in resources)
         and action in _POSSIBLE[state.phase]
     )
+    shown = account.names(unit, state.request.people)
     return View(
         state=state,
         title=text.get(unit, state.request.title),
         summary=text.get(unit, state.request.summary),
         datasets=list(_facts(node, who, unit, state.request).datasets),
-        people=account.names(unit, state.request.people),
+        people={person: shown.get(person, "") for person in state.request.people},
+        people_names=account.account_names(unit, state.request.people),
         applicant=account.names(unit, [state.applicant]).get(state.applicant, ""),
         reason=text.get(unit, state.reason),
         may=may,
@@ -250,6 +255,11 @@ _POSSIBLE: dict[str, frozenset[str]] = {
     "rejected": frozenset(),
     "withdrawn": frozenset(),
 }
+
+
+def _context(who: Who, request: access.Request) -> Context:
+    """What the policies must know of an application: its mode, and whether an ethics approval is declared."""
+    return Context(country=who.principal.country, mode=request.mode, ethics=request.purpose.ethics_approval)
 
 
 def _resources(unit: Unit, state: access.Access) -> list[Resource]:
@@ -328,7 +338,7 @@ def _decide(node: Node, who: Who, access_id: str, action: str, order: Any, reaso
     at = node.clock()
     with node.records.writing() as unit:
         state, version = streams.need(unit, ACCESS, access_id)
-        permits.allow_every(node, who, action, _resources(unit, state))
+        permits.allow_every(node, who, action, _resources(unit, state), _context(who, state.request))
         if streams.done(unit, who.account_id, command):
             return
         facts = _facts(node, who, unit, state.request)

@@ -217,6 +217,12 @@ def names(unit: Unit, idents: Sequence[str]) -> dict[str, str]:
     return {row["id"]: row["display"] for row in rows} | {NODE: "the node"}
 
 
+def account_names(unit: Unit, idents: Sequence[str]) -> tuple[str, ...]:
+    """The names under which these accounts log in."""
+    rows = unit.rows("account", {"id": sorted(set(idents)), "erased": None}, order="name") if idents else []
+    return tuple(str(row["name"]) for row in rows)
+
+
 def by_name(unit: Unit, wanted: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Account ids of these account names, and the names that have none."""
     rows = unit.rows("account", {"name": sorted(set(wanted)), "erased": None}) if wanted else []
@@ -273,6 +279,9 @@ def add_key(node: Node, who: Who, *, challenge_id: str, answer: str) -> str:
     at = node.clock()
     with node.records.writing() as unit:
         rows = unit.rows("key_challenge", {"id": challenge_id, "account": who.account_id})
+        added = unit.rows("account_key", {"id": challenge_id, "account": who.account_id, "ended": None})
+        if added:
+            return str(added[0]["fingerprint"])  # answered before, and the answer was lost on its way
         if not rows or rows[0]["expires"] < at:
             raise refuse("not_proven", "the challenge is unknown or too old")
         row = rows[0]

@@ -122,7 +122,8 @@ def refresh(unit: Unit, state: dataset.Dataset, at: Any) -> None:
             "version": version.number,
             "class": version.effective,
             "claimed": version.claimed,
-            "consent": list(version.consent),
+            # Found by the whole statement and by its term alone.
+            "consent": [{"id": term, "label": duo.parse(term).code} for term in version.consent],
             "files": version.files,
             "bytes": version.size,
             "participants": version.participants,
@@ -148,6 +149,7 @@ PUBLIC = (
     "keywords",
     "consent",
     "class",
+    "claimed",
     "country",
     "unit",
     "version",
@@ -182,11 +184,15 @@ def catalogue(
             offset=max(0, offset),
             limit=min(limit, 200),
         )
-    return Found(total, [{key: row[key] for key in PUBLIC} for row in rows])
+    return Found(total, [_public(row) for row in rows])
+
+
+def _public(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in PUBLIC} | {"consent": [term["id"] for term in row["consent"]]}
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A dataset for its page. `versions` and `report` only for those who may see them."""
+    """A dataset for its page. `report`, and in `state` what a scan found, only for those who may read the report."""
 
     row: dict[str, Any]
     sentences: list[str]
@@ -204,10 +210,14 @@ def show(node: Node, who: Who, name: str) -> Page:
         allow(node, who, "dataset.see", resource(state))
         row = unit.rows("dataset", {"id": state.dataset_id})[0]
         rows = unit.rows("text", {"owner_stream": DATASET.stream(state.dataset_id), "kind": "scan"}, order="-created")
-    sentences = [duo.parse(term).sentence for term in row["consent"]]
+    shown = _public(row)
+    sentences = [duo.parse(term).sentence for term in shown["consent"]]
     may = permitted(node, who, "dataset.assess", resource(state)) is None
     report = str(rows[0]["body"] or "") if rows and inside else ""
-    return Page({key: row[key] for key in PUBLIC}, sentences, state, may, report)
+    if not inside:
+        bare = tuple(msgspec.structs.replace(found, findings=None, participants=0) for found in state.versions)
+        state = msgspec.structs.replace(state, versions=bare)
+    return Page(shown, sentences, state, may, report)
 
 
 def assess(node: Node, who: Who, name: str, *, version: int, confirm: bool, reason: str, command: str) -> None:

@@ -18,8 +18,9 @@ from valv.core import dataset, deposit
 from valv.core.authorize import Resource
 from valv.core.classes import DataClass
 from valv.core.process import NODE
-from valv.errors import Fault, FormatFault, IntegrityFault, KeyFault, MissingFault, RefusedFault
+from valv.errors import ConflictFault, Fault, FormatFault, IntegrityFault, KeyFault, MissingFault, RefusedFault
 from valv.formats import crypt4gh, duo, participants, paths
+from valv.formats.seal import sidecar
 from valv.ports.compute import Reader
 from valv.ports.records import Unit
 from valv.vault.encrypt import Encryptor, Sealed
@@ -116,7 +117,7 @@ def receive(
         allow(node, who, "deposit.receive", resource(state))
         if state.phase != "open":
             raise refuse("wrong_phase", f"this deposit is {state.phase}")
-        existing = _same(unit, deposit_id, path, declared)
+        existing = _same(node, unit, deposit_id, path, declared)
         if existing:
             return existing
         row = {
@@ -125,6 +126,7 @@ def receive(
             "deposit": deposit_id,
             "version": None,
             "path": path,
+            "folded": paths.folded(path),
             "body": new_id(),
             "header": None,
             "key_id": state.key_id,
@@ -133,6 +135,7 @@ def receive(
             "segments": 0,
             "seal_root": b"",
             "sha256": None,
+            "sent_sha256": None,
             "body_sha256": b"",
             "state": "arriving",
             "reason": "",
@@ -147,24 +150,30 @@ def receive(
         _forget(node, row)
         raise
     with node.records.writing() as unit:
-        unit.update("file", {"id": file_id}, values | {"state": "received", "received": node.clock()})
+        kept = unit.update("file", {"id": file_id}, values | {"state": "received", "received": node.clock()})
+    if not kept:
+        # Another sender of the same file took its place meanwhile: what nobody points to must not stay.
+        _forget(node, row)
+        raise ConflictFault(f"{path[:80]!r} was sent twice at the same time", "look which one was kept")
     return _received(row | values | {"state": "received"})
 
 
-def _same(unit: Unit, deposit_id: str, path: str, declared: str) -> Received | None:
+def _same(node: Node, unit: Unit, deposit_id: str, path: str, declared: str) -> Received | None:
     """The file that is there already under this name: the answer again where it is the same, else a refusal."""
-    rows = unit.rows("file", {"deposit": deposit_id})
-    for row in rows:
-        if row["path"] == path and row["state"] == "arriving":
-            # A sender that died: its row and whatever was written are dropped, the file comes anew.
-            unit.delete("file", {"id": row["id"]})
-        elif row["path"] == path:
-            if declared and (row["sha256"] or b"").hex() == declared.lower():
-                return _received(row)
-            raise refuse("file_known", repr(path[:80]))
-        elif paths.folded(row["path"]) == paths.folded(path):
-            raise refuse("path_wrong", f"{path[:80]!r} differs from another file only in letter case or look")
-    return None
+    rows = unit.rows("file", {"deposit": deposit_id, "folded": paths.folded(path)})
+    if not rows:
+        return None
+    row = rows[0]
+    if row["path"] != path:
+        raise refuse("path_wrong", f"{path[:80]!r} differs from another file only in letter case or look")
+    if row["state"] == "arriving":
+        # A sender that died, or one that is slower than this: the newest sender wins.
+        _drop_bodies(node, row)
+        unit.delete("file", {"id": row["id"]})
+        return None
+    if declared and (row["sent_sha256"] or b"").hex() == declared.lower():
+        return _received(row)
+    raise refuse("file_known", repr(path[:80]))
 
 
 def _keep(
@@ -179,7 +188,7 @@ def _keep(
 ) -> dict[str, Any]:
     """Write body and seal; returns the columns of the file's row. Nothing is kept where a check fails."""
     whole = hashlib.sha256()
-    writer, seal_writer = node.storage.writer(body), node.storage.writer(f"{body}.seal")
+    writer, seal_writer = node.storage.writer(body), node.storage.writer(sidecar(body))
     sink: Taker | Encryptor
     sink = Taker(writer, seal_writer) if taken else Encryptor(writer, seal_writer, node.keys.create(key_id, claimed))
     content = bytearray()
@@ -199,9 +208,9 @@ def _keep(
         sink.abort()
         raise
     digest = made.sha256 if isinstance(made, Sealed) else None
-    found = digest.hex() if digest is not None else whole.hexdigest()
-    if declared and found != declared.lower():
-        raise refuse("checksum", f"{path}: received {found[:16]}…, declared {declared[:16].lower()}…")
+    sent = whole.digest() if digest is None else digest
+    if declared and sent.hex() != declared.lower():
+        raise refuse("checksum", f"{path}: received {sent.hex()[:16]}…, declared {declared[:16].lower()}…")
     return {
         "header": made.header if digest is not None else node.keys.adopt(made.header, key_id),
         "size": made.size,
@@ -209,6 +218,7 @@ def _keep(
         "segments": made.segments,
         "seal_root": made.seal_root,
         "sha256": digest,
+        "sent_sha256": sent,
         "body_sha256": made.body_sha256,
     }
 
@@ -234,10 +244,14 @@ def _at_least(stream: Iterator[bytes], count: int) -> bytes:
 
 def _forget(node: Node, row: dict[str, Any]) -> None:
     """Drop a file that did not arrive whole: bodies first, so that a fault here leaves a row to find them by."""
-    for name in (row["body"], f"{row['body']}.seal"):
-        node.storage.delete(name)
+    _drop_bodies(node, row)
     with node.records.writing() as unit:
         unit.delete("file", {"id": row["id"]})
+
+
+def _drop_bodies(node: Node, row: dict[str, Any]) -> None:
+    for name in (row["body"], sidecar(row["body"])):
+        node.storage.delete(name)
 
 
 def _received(row: dict[str, Any]) -> Received:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from valv.app import permit as permits
-from valv.app import streams
+from valv.app import reading, streams
 from valv.app.node import Node, Who, allow, new_id, refuse
 from valv.app.streams import DATASET, PERMIT, Step, retried
 from valv.core import permit
@@ -53,7 +53,7 @@ def files(node: Node, who: Who, permit_id: str) -> list[Listed]:
         found = []
         for wanted in state.datasets:
             owner, _ = streams.need(unit, DATASET, wanted.dataset_id)
-            for row in _rows(unit, wanted):
+            for row in reading.files(unit, wanted.dataset_id, wanted.version):
                 digest = (row["sha256"] or b"").hex()
                 found.append(
                     Listed(
@@ -75,7 +75,12 @@ def open_file(node: Node, who: Who, permit_id: str, file_id: str, *, key_id: str
     at = node.clock()
     with node.records.writing() as unit:
         state = _permitted(node, who, unit, permit_id)
-        rows = [row for wanted in state.datasets for row in _rows(unit, wanted) if row["id"] == file_id]
+        rows = [
+            row
+            for wanted in state.datasets
+            for row in reading.files(unit, wanted.dataset_id, wanted.version)
+            if row["id"] == file_id
+        ]
         if not rows:
             raise refuse("no_file")
         keys = unit.rows("account_key", {"id": key_id, "account": who.account_id, "ended": None})
@@ -143,8 +148,3 @@ def _permitted(node: Node, who: Who, unit: Unit, permit_id: str) -> permit.Permi
     if refusal is not None:
         raise RefusedFault(refusal)
     return state
-
-
-def _rows(unit: Unit, wanted: Wanted) -> list[dict[str, Any]]:
-    members = unit.rows("dataset_version_file", {"dataset": wanted.dataset_id, "version": wanted.version})
-    return unit.rows("file", {"id": [member["file"] for member in members]}, order="path") if members else []

@@ -14,7 +14,7 @@ from valv.app.node import Node, Who, allow, new_id, permitted, refuse
 from valv.app.streams import DATASET, PERMIT, RUN, Step, retried
 from valv.core import dataset, permit
 from valv.core.access import Wanted
-from valv.core.authorize import Resource
+from valv.core.authorize import Context, Resource
 from valv.core.classes import DataClass, Mode, strictest
 from valv.core.process import NODE
 from valv.errors import Refusal
@@ -69,10 +69,10 @@ def allow_any(node: Node, who: Who, action: str, found: Sequence[Resource]) -> N
     allow(node, who, action, found[0])
 
 
-def allow_every(node: Node, who: Who, action: str, found: Sequence[Resource]) -> None:
+def allow_every(node: Node, who: Who, action: str, found: Sequence[Resource], context: Context | None = None) -> None:
     """Allowed only where it is for every dataset behind (to decide, to compute, to download)."""
     for resource in found:
-        allow(node, who, action, resource)
+        allow(node, who, action, resource, context)
 
 
 def stands(

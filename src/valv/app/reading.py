@@ -7,9 +7,12 @@ from typing import Any
 
 from valv.app.node import Node, new_id
 from valv.ports.compute import MountedFile, Reader
+from valv.ports.records import Unit
 
 GRANT = 300.0
 """Seconds that a reader's grant lasts at most; it opens its header at the start."""
+BATCH = 5000
+"""Ids in one query: databases bound how many a statement may have."""
 
 
 def plain(node: Node, reader: Reader, file: MountedFile) -> Iterator[bytes]:
@@ -21,6 +24,15 @@ def plain(node: Node, reader: Reader, file: MountedFile) -> Iterator[bytes]:
         yield from reader.read(token, grant, file)
     finally:
         node.keys.revoke(grant)
+
+
+def files(unit: Unit, dataset_id: str, version: int) -> list[dict[str, Any]]:
+    """The rows of the files of a dataset version, by path."""
+    members = unit.rows("dataset_version_file", {"dataset": dataset_id, "version": version})
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(members), BATCH):
+        found += unit.rows("file", {"id": [member["file"] for member in members[start : start + BATCH]]})
+    return sorted(found, key=lambda row: str(row["path"]))
 
 
 def mounted(row: dict[str, Any], path: str) -> MountedFile:

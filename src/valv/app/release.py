@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -225,9 +226,10 @@ def preview(chunks: Iterator[bytes], limit: int = 64 << 10) -> tuple[str | None,
             content += chunk
             if len(content) > limit:
                 break
-    cut = bytes(content[:limit])
+    more = len(content) > limit
     try:
-        shown = cut.decode("utf-8", errors="strict" if len(content) <= limit else "ignore")
+        # Strict, so that nothing is hidden from the checker; only a letter that the limit cuts through may be missing.
+        shown = codecs.getincrementaldecoder("utf-8")().decode(bytes(content[:limit]), final=not more)
     except UnicodeDecodeError:
-        return None, len(content) > limit
-    return (None if "\0" in shown else shown), len(content) > limit
+        return None, more
+    return (None if "\0" in shown else shown), more

@@ -15,7 +15,7 @@ from valv.app.streams import PERMIT, RELEASE, RUN, Step, retried
 from valv.core import release, run
 from valv.core.access import Wanted
 from valv.core.process import NODE
-from valv.errors import ComputeFault, Fault, Refusal
+from valv.errors import ComputeFault, Fault, Refusal, RefusedFault
 from valv.ports.compute import Compute, Limits, MountedFile, Output, RunSpec, RunStatus, Skipped
 from valv.ports.records import Unit
 
@@ -70,10 +70,12 @@ def _start(node: Node, compute: Compute, state: run.Run) -> bool:
         return False
     uid = compute.reserve(state.run_id)
     grant = f"run-{state.run_id}"
+    node.keys.revoke(grant)  # one that an interrupted start left: a live grant never changes
     node.keys.grant(grant, sorted({file.key_id for file in files}), uid, LEASE)
     with node.records.writing() as unit:
         now, version = streams.need(unit, RUN, state.run_id)
-        events = run.decide(now, run.Start(by=NODE, at=at), run.Facts())
+        facts = run.Facts(permit=_still_permitted(node, unit, now))
+        events = run.decide(now, run.Start(by=NODE, at=at), facts)
         if isinstance(events, Refusal):
             compute.discard(state.run_id)
             return False
@@ -90,6 +92,17 @@ def _start(node: Node, compute: Compute, state: run.Run) -> bool:
     return True
 
 
+def _renew(node: Node, compute: Compute, state: run.Run) -> None:
+    """Keep the run's grant alive; make it anew where the key holder was restarted and knows it no more."""
+    grant = f"run-{state.run_id}"
+    try:
+        node.keys.renew(grant, LEASE)
+    except RefusedFault:
+        with node.records.reading() as unit:
+            key_ids = sorted({version.key_id for _, version in permits.behind(unit, state.datasets)})
+        node.keys.grant(grant, key_ids, compute.reserve(state.run_id), LEASE)
+
+
 def _still_permitted(node: Node, unit: Unit, state: run.Run) -> Refusal | None:
     if state.aim == "scan":
         return None
@@ -104,8 +117,7 @@ def _still_permitted(node: Node, unit: Unit, state: run.Run) -> Refusal | None:
 def _files(unit: Unit, wanted: Sequence[Wanted]) -> tuple[MountedFile, ...]:
     found: list[MountedFile] = []
     for state, version in permits.behind(unit, wanted):
-        members = unit.rows("dataset_version_file", {"dataset": state.dataset_id, "version": version.number})
-        rows = unit.rows("file", {"id": [member["file"] for member in members]}) if members else []
+        rows = reading.files(unit, state.dataset_id, version.number)
         found.extend(reading.mounted(row, f"{state.name}/{row['path']}") for row in rows)
     return tuple(found)
 
@@ -128,7 +140,7 @@ def watch(node: Node, compute: Compute) -> int:
             node.keys.revoke(grant)
             _finish(node, state.run_id, status)
         elif state.phase == "running":
-            node.keys.renew(grant, LEASE)
+            _renew(node, compute, state)
     return len(going)
 
 

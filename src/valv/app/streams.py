@@ -13,7 +13,7 @@ import msgspec
 from valv.core import access, account, dataset, deposit, permit, release, run
 from valv.core.process import Event, encode, encode_state
 from valv.errors import ConflictFault, Refusal, RefusedFault
-from valv.ports.records import Change, Recorded, Snapshot, Unit
+from valv.ports.records import Change, Recorded, RepeatedCommand, Snapshot, Unit
 
 State = TypeVar("State")
 Asked = ParamSpec("Asked")
@@ -108,14 +108,15 @@ PROCESSES: dict[str, Process[Any]] = {
 
 
 def retried(use_case: Callable[Asked, Answer]) -> Callable[Asked, Answer]:
-    """Decide again from fresh facts where somebody else appended to the same stream meanwhile."""
+    """Decide again from fresh facts where somebody else appended to the same stream meanwhile, or the same command was
+    carried out by a request beside this one: then `done` finds it."""
 
     @functools.wraps(use_case)
     def again(*args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
         for _ in range(TRIES - 1):
             try:
                 return use_case(*args, **kwargs)
-            except ConflictFault:
+            except (ConflictFault, RepeatedCommand):
                 continue
         return use_case(*args, **kwargs)
 

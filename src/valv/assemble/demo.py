@@ -193,10 +193,12 @@ class Walk:
             "title": "How frequent are the diseases?",
             "summary": "Counts of diseases in the registry.",
             "datasets": ["demo-registry"],
-            "purpose": ["HMB"],
+            "purpose": ["HMB", "IRB"],
             "country": "SE",
             "institution": "Demonstration University",
             "days": 30,
+            "for_profit": False,
+            "commercial": False,
             "licence": True,
         }
         wrong = self.rikard.post("/applications", form | {"mode": "download"})["access_id"]
@@ -256,6 +258,8 @@ class Walk:
             "country": "SE",
             "mode": "download",
             "days": 30,
+            "for_profit": False,
+            "commercial": False,
             "licence": True,
         }
         access = self.rikard.post("/applications", form)["access_id"]
@@ -295,7 +299,7 @@ class Walk:
             proof = self.audun.get("/ledger/proof")
         lines = self.audun.content("/ledger/export", size=proof["checkpoint_size"]).splitlines()
         report = ledger.verify_export(lines, proof["checkpoint"], proof["log_key"])
-        _hold(report.fault is None, f"the ledger does not hold: {report.fault}")
+        _hold(report.ok, f"the ledger does not hold: {report.fault}")
         history = self.audun.get("/datasets/demo-registry/history")
         people = sorted({entry["actor"] for entry in history})
         return f"{len(lines)} events under a signed Merkle root; the registry was touched by {', '.join(people)}"

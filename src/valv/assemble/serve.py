@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from valv import config as configuration
 from valv.assemble.node import build
 from valv.errors import Fault
+
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,21 +32,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fault.row.exit
     import uvicorn
 
-    from valv import api, web
+    from valv.api import app as api
+    from valv.web import app as web
 
-    application = api.create(parts.node, parts.reader)
-    application.mount("/", web.create(parts.node, parts.reader))
     uvicorn.run(
-        application,
+        beside(api.create(parts.node, parts.reader), web.create(parts.node, parts.reader)),
         host=config.serve.host,
         port=config.serve.port,
         log_level="warning",
         access_log=False,
         server_header=False,
-        date_header=True,
+        lifespan="off",
         timeout_graceful_shutdown=3,
     )
     return 0
+
+
+def beside(api: Application, portal: Application) -> Application:
+    """Both doors on one address. They share nothing: each has its own headers, errors and log-in."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        door = api if path == "/health" or path.startswith("/api/") else portal
+        await door(scope, receive, send)
+
+    return application
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No remarks and no progress.")]
 ProfileFile = Annotated[
-    Path | None, typer.Option("--profile", metavar="FILE", help="The profile with address and token.", show_default=False)
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="The profile with address and token.", show_default=False),
 ]
 STOPPED = 130
 """Exit code after Ctrl-C."""
@@ -182,8 +183,6 @@ def _place(error: Exception) -> str:
     """The kind of a fault of the program and where it happened, but not its text, which may hold somebody's data."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} in {Path(frames[-1].filename).name} line {frames[-1].lineno}"
-
-
 
 
 class Look(TyperGroup):

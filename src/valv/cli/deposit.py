@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from valv.cli import folder as folders
 from valv.cli.command import Door, Look, command, group
 from valv.cli.folder import Folder, Item
 from valv.cli.text import size
-from valv.errors import Fault, InputFault, Refusal, RefusedFault
+from valv.errors import Fault, InputFault, Refusal, RefusedFault, Row
 
 app = group("Send a folder.")
 deposits = group("Look at deposits, or cancel one.", cls=Look, no_args_is_help=False)
@@ -31,7 +32,9 @@ Ident = Annotated[str, typer.Argument(metavar="ID", help="The deposit.", show_de
 def deposit(
     door: Door,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with the files.", show_default=False)],
-    dataset: Annotated[str, typer.Option(help="The dataset's name; made where there is none.", show_default=False)] = "",
+    dataset: Annotated[
+        str, typer.Option(help="The dataset's name; made where there is none.", show_default=False)
+    ] = "",
     data_class: Annotated[
         str, typer.Option("--class", metavar="CLASS", help="identifiable or anonymised.", show_default=False)
     ] = "",
@@ -50,7 +53,8 @@ def deposit(
         typer.Option(metavar="FILE", help="Checksums as 'sha256sum' writes them; else they are computed first."),
     ] = None,
     resume: Annotated[
-        str, typer.Option("--continue", metavar="ID", help="Go on with a deposit that is still open.", show_default=False)
+        str,
+        typer.Option("--continue", metavar="ID", help="Go on with a deposit that is still open.", show_default=False),
     ] = "",
     no_submit: Annotated[bool, typer.Option("--no-submit", help="Leave the deposit open for more files.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the version is published, or failed.")] = False,
@@ -101,7 +105,7 @@ def deposit(
     else:
         door.say(ident)
         door.note(
-            "The deposit is open; hand it in with 'valv deposit DIR --continue ID'."
+            f"The deposit is open. Hand it in: valv deposit {directory} --continue {ident}"
             if no_submit
             else f"Handed in. Follow it: valv deposits {ident}"
         )
@@ -144,29 +148,39 @@ def _is_there(there: dict[str, Any], item: Item, digest: str) -> bool:
 def _send(door: Door, ident: str, item: Item, digest: str, title: str) -> None:
     from valv.cli.client import Problem, path
 
-    address = "/".join((path("deposits", ident, "files"), *path(*item.name.split("/")).split("/")[3:]))
-    tries = 0
+    tries = done = 0
     try:
         with door.progress(title, item.size) as advance:
 
-            def content() -> Any:
-                nonlocal tries
+            def content() -> Iterator[bytes]:
+                nonlocal tries, done
                 tries += 1
-                return folders.pieces(item, advance)
+                advance(-done)
+                done = 0
+                for piece in folders.pieces(item, advance):
+                    done += len(piece)
+                    yield piece
 
-            door.client.send(address, content, item.size, digest)
-    except Problem as problem:
-        # The file came whole and only the answer was lost: the second sending finds it there.
-        if problem.problem != "file_known" or tries < 2:
-            problem.detail = problem.detail if item.name in problem.detail else f"{item.name}: {problem.detail}"
-            raise
+            door.client.send(path("deposits", ident, "files", *item.name.split("/")), content, item.size, digest)
     except Fault as fault:
-        fault.detail = f"{item.name}: {fault.detail}"
+        # A file that came whole while only the answer was lost: the second sending finds it there.
+        if isinstance(fault, Problem) and fault.problem == "file_known" and tries > 1:
+            return
+        if item.name not in fault.detail:
+            fault.detail = f"{item.name}: {fault.detail}"
         raise
 
 
+class Unpublished(Fault):
+    """The node could not take the deposit."""
+
+    @property
+    def row(self) -> Row:
+        return Row(422, 65, "The deposit was not published", "correct the files, then send them as a new deposit")
+
+
 def _until_done(door: Door, ident: str) -> Any:
-    """Wait for the end of a deposit's verification. Raises `Fault` where it failed."""
+    """Wait for the end of a deposit's verification. Raises `Unpublished` where it failed."""
     door.note("Waiting for the node to verify and publish …")
     while True:
         view = door.get("deposits", ident)
@@ -174,7 +188,7 @@ def _until_done(door: Door, ident: str) -> Any:
         if phase == "published":
             return view
         if phase in ("failed", "cancelled"):
-            raise RefusedFault(Refusal("wrong_phase", f"the deposit {phase}: {view['state']['reason']}"))
+            raise Unpublished(view["state"]["reason"] or phase)
         time.sleep(PAUSE)
 
 
@@ -186,7 +200,7 @@ def show(
     if not ident:
         views = door.get("deposits")
         if not door.answer(views):
-            rows = [(v["deposit_id"], v["dataset"], v["state"]["claimed"], v["state"]["phase"]) for v in rows_of(views)]
+            rows = [(v["deposit_id"], v["dataset"], v["state"]["claimed"], v["state"]["phase"]) for v in views]
             door.table(("deposit", "dataset", "class", "state"), rows, "no deposit yet")
         return
     view = door.get("deposits", ident)
@@ -202,10 +216,6 @@ def show(
         [(f["path"], size(f["size"]), f["state"], f["sha256"] or "–", f["reason"]) for f in view["files"]],
         "no file yet",
     )
-
-
-def rows_of(answer: Any) -> list[dict[str, Any]]:
-    return list(answer)
 
 
 @command(deposits, "cancel", action="deposit.cancel", example="valv deposits cancel ID")

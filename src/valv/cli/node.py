@@ -13,8 +13,6 @@ from valv.errors import InputFault
 node = group("What node this is, and its public key.")
 
 
-
-
 @command(node, "show", action="node.see", example="valv node show")
 def show(door: Door) -> None:
     """The node's name, country, department and keys."""

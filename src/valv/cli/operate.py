@@ -56,7 +56,9 @@ def unseal(
 @command(config, "check", action="node.operate", example="valv config check /srv/valv/valv.toml")
 def check(
     screen: Local,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration or the node's folder.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The configuration or the node's folder.", show_default=False)
+    ],
 ) -> None:
     """Check a configuration and explain every fault in it."""
     from valv.config import load
@@ -64,5 +66,7 @@ def check(
     found = load(file)
     node = found.node
     if not screen.answer({"name": node.name, "country": node.country, "unit": node.unit, "address": found.public_url}):
-        screen.facts([("node", node.name), ("country", node.country), ("unit", node.unit), ("address", found.public_url)])
+        screen.facts(
+            [("node", node.name), ("country", node.country), ("unit", node.unit), ("address", found.public_url)]
+        )
         screen.note("The configuration has no fault.")

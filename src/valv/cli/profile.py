@@ -83,9 +83,9 @@ def first_line(path: Path, what: str) -> str:
         with path.open(encoding="utf-8") as file:
             secret = file.readline(10_000).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputFault(f"{path}: {getattr(error, 'strerror', None) or 'not text'}", f"it should hold {what}") from None
+        raise InputFault(
+            f"{path}: {getattr(error, 'strerror', None) or 'not text'}", f"it should hold {what}"
+        ) from None
     if not secret:
         raise InputFault(f"{path} is empty", f"its first line should be {what}")
     return secret
-
-

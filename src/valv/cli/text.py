@@ -18,7 +18,9 @@ def plain(text: object, lines: bool = False) -> str:
     breaks and tabs."""
     kept = "\n\t" if lines else ""
     return "".join(
-        letter if letter in kept or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co", "Cn") else "\N{REPLACEMENT CHARACTER}"
+        letter
+        if letter in kept or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+        else "\N{REPLACEMENT CHARACTER}"
         for letter in str(text)
     )
 

@@ -230,6 +230,7 @@ file = sa.Table(
     _column("deposit", TEXT),
     _column("version", INT, nullable=True),
     _column("path", TEXT),
+    _column("folded", TEXT),
     _column("body", TEXT),
     _column("header", BLOB, nullable=True),
     _column("key_id", TEXT),
@@ -238,24 +239,15 @@ file = sa.Table(
     _column("segments", INT),
     _column("seal_root", BLOB),
     _column("sha256", BLOB, nullable=True),
+    _column("sent_sha256", BLOB, nullable=True),
     _column("body_sha256", BLOB),
     _column("state", TEXT),
     _column("reason", TEXT, default=""),
     _column("received", TIME),
-    sa.UniqueConstraint("deposit", "path"),
+    sa.UniqueConstraint("deposit", "folded"),
 )
 dataset_version_file = sa.Table(
     "dataset_version_file", metadata, _key("dataset"), _key("version", INT), _key("file"), sa.Index(None, "file")
-)
-participant = sa.Table(
-    "participant",
-    metadata,
-    _key("dataset"),
-    _key("version", INT),
-    _key("pseudonym"),
-    _column("consent_group", TEXT),
-    _column("files", JSON, default=[]),
-    _column("samples", JSON, default=[]),
 )
 release_file = sa.Table(
     "release_file",

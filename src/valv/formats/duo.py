@@ -7,6 +7,7 @@ diabetes), `DUO:0000022=SE` (geographical restriction), `DUO:0000042` (general r
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Final
 
 import msgspec
@@ -95,9 +96,16 @@ def parse(text: str) -> Statement:
         raise FormatFault(f"{code} takes no parameter, but has {value!r}", f"write {code}")
     if code == "DUO:0000025" and not value.isdecimal():
         raise FormatFault(f"{text!r}: months must be a number", "write for example TS=24")
-    if code == "DUO:0000024" and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+    if code == "DUO:0000024" and not _is_date(value):
         raise FormatFault(f"{text!r}: not a date", "write for example MOR=2027-01-31")
     return Statement(code, value)
+
+
+def _is_date(value: str) -> bool:
+    try:
+        return date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        return False
 
 
 def code(text: str) -> str:

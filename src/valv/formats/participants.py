@@ -1,7 +1,7 @@
 """`participants.tsv`: whose data lie in which file. One line a person, tab separated, with a header line:
 
-    pseudonym   consent_group   files             samples
-    P-0001      main            a.vcf;b.dcm       HG00096
+pseudonym   consent_group   files             samples
+P-0001      main            a.vcf;b.dcm       HG00096
 """
 
 from __future__ import annotations

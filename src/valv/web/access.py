@@ -209,9 +209,7 @@ def withdraw(visit: Member, access_id: str, form: Sent) -> Response:
 def approve(visit: Member, access_id: str, form: Sent) -> Response:
     try:
         days = form.number("granted", "the number of days") if form.text("granted") else None
-        access.approve(
-            visit.node, visit.who, access_id, reason=form.text("reason"), days=days, command=form.command
-        )
+        access.approve(visit.node, visit.who, access_id, reason=form.text("reason"), days=days, command=form.command)
     except FIXABLE as fault:
         return _refused(visit, access_id, form, fault, DECIDING)
     return visit.go(f"/applications/{access_id}")

@@ -22,7 +22,9 @@ def show(visit: Member) -> Response:
 def _page(visit: Visit, problems: list[Problem] | None = None, status: int = 200) -> Response:
     keys = account.keys(visit.node, visit.who)
     minutes = visit.node.config.login.step_up // 60
-    return visit.page("account.html", status, problems=problems, keys=keys, minutes=minutes, url=visit.node.config.public_url)
+    return visit.page(
+        "account.html", status, problems=problems, keys=keys, minutes=minutes, url=visit.node.config.public_url
+    )
 
 
 @router.post("/account/keys/{key_id}/end")

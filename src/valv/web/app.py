@@ -102,12 +102,16 @@ def _before(request: Request) -> str:
 
 def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    title = {404: "There is no such page", 405: "This page cannot be used this way"}.get(error.status_code, "Not possible")
+    title = {404: "There is no such page", 405: "This page cannot be used this way"}.get(
+        error.status_code, "Not possible"
+    )
     return _page(_visit(request), error.status_code, title, "", "Begin at the home page.", "http", secrets.token_hex(4))
 
 
 def _wrong_request(request: Request, _: Exception) -> Response:
-    return _page(_visit(request), 400, "The address is not complete", "", "Begin at the home page.", "http", secrets.token_hex(4))
+    return _page(
+        _visit(request), 400, "The address is not complete", "", "Begin at the home page.", "http", secrets.token_hex(4)
+    )
 
 
 def _unforeseen(request: Request, error: Exception) -> Response:

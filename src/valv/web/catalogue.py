@@ -21,7 +21,9 @@ CONSENTS = [(short, label) for short, label in duo.TERMS.values()]
 
 @router.get("/catalogue")
 @performs("catalogue.find")
-def show(visit: Visiting, q: str = "", disease: str = "", data_type: str = "", consent: str = "", page: str = "1") -> Response:
+def show(
+    visit: Visiting, q: str = "", disease: str = "", data_type: str = "", consent: str = "", page: str = "1"
+) -> Response:
     asked = {"q": q.strip(), "disease": disease.strip(), "data_type": data_type.strip(), "consent": consent.strip()}
     number = int(page) if page.isdecimal() and len(page) < 7 and int(page) > 0 else 1
     problems: list[Problem] = []

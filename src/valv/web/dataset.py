@@ -23,7 +23,9 @@ def show(visit: Member, name: str) -> Response:
     return _page(visit, name)
 
 
-def _page(visit: Visit, name: str, form: Form = EMPTY, problems: list[Problem] | None = None, status: int = 200) -> Response:
+def _page(
+    visit: Visit, name: str, form: Form = EMPTY, problems: list[Problem] | None = None, status: int = 200
+) -> Response:
     page = dataset.show(visit.node, visit.who, name)
     resource = dataset.resource(page.state)
     may = {

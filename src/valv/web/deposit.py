@@ -19,7 +19,14 @@ from valv.web.visit import Member, Visit
 
 router = APIRouter()
 OPENING = {"name_wrong": "name", "name_taken": "name", "fault.format": "permission", "not_yours": "name"}
-PARAMETERS = {"GS": "region", "TS": "months", "MOR": "moratorium", "IS": "institution", "PS": "project", "RS": "research"}
+PARAMETERS = {
+    "GS": "region",
+    "TS": "months",
+    "MOR": "moratorium",
+    "IS": "institution",
+    "PS": "project",
+    "RS": "research",
+}
 """DUO terms with a value → the input for it."""
 PLAIN = tuple(
     (short, label)
@@ -109,7 +116,9 @@ def _page(
     visit: Visit, deposit_id: str, problems: list[Problem] | None = None, status: int = 200, *, still: str = ""
 ) -> Response:
     view = deposit.show(visit.node, visit.who, deposit_id)
-    return visit.page("deposit.html", status, problems=problems, view=view, still=still, busy=view.state.phase == "submitted")
+    return visit.page(
+        "deposit.html", status, problems=problems, view=view, still=still, busy=view.state.phase == "submitted"
+    )
 
 
 @router.post("/deposits/{deposit_id}/files")
@@ -130,7 +139,9 @@ def submit(visit: Member, deposit_id: str, form: Sent) -> Response:
             raise refuse("files_missing", "confirm first that every file is there")
         deposit.submit(visit.node, visit.who, deposit_id, expected=(), command=form.command)
     except FIXABLE as fault:
-        return _page(visit, deposit_id, [told(fault, {"files_missing": "sure", "deposit_empty": "files"})], fault.row.status)
+        return _page(
+            visit, deposit_id, [told(fault, {"files_missing": "sure", "deposit_empty": "files"})], fault.row.status
+        )
     return visit.go(f"/deposits/{deposit_id}")
 
 

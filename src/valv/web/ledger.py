@@ -26,5 +26,7 @@ def show(visit: Member, before: str = "") -> Response:
     if reads:
         found = ledger.show(visit.node, visit.who, after=max(-1, limit - PAGE - 1), limit=PAGE)
         entries = [entry for entry in found if entry.position < limit][::-1]
-    said = {entry.position: msgspec.json.format(msgspec.json.encode(entry.data), indent=2).decode() for entry in entries}
+    said = {
+        entry.position: msgspec.json.format(msgspec.json.encode(entry.data), indent=2).decode() for entry in entries
+    }
     return visit.page("ledger.html", entries=entries, said=said, reads=reads, proof=proof, limit=limit, page=PAGE)

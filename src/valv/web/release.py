@@ -80,9 +80,7 @@ def _inspect(
     file, chunks = release.inspect(visit.node, visit.who, visit.door.reader, release_id, file_id)
     shown = output.look(file.path, file.size, chunks, part)
     view = release.show(visit.node, visit.who, release_id)
-    return visit.page(
-        "output.html", status, problems=problems, view=view, file=file, shown=shown, part=part, form=form
-    )
+    return visit.page("output.html", status, problems=problems, view=view, file=file, shown=shown, part=part, form=form)
 
 
 @router.get("/releases/{release_id}/files/{file_id}/image")

@@ -42,11 +42,12 @@ def _form(
     ]
     chosen = next((view for view in usable if view.state.permit_id == permit_id), None)
     most = visit.node.config.compute
+    usual = Limits()
     first = {
-        "seconds": str(min(Limits.seconds, most.seconds)),
-        "memory": str(min(Limits.memory, most.memory) >> 20),
-        "processes": str(min(Limits.processes, most.processes)),
-        "scratch": str(min(Limits.scratch, most.scratch) >> 20),
+        "seconds": str(min(usual.seconds, most.seconds)),
+        "memory": str(min(usual.memory, most.memory) >> 20),
+        "processes": str(min(usual.processes, most.processes)),
+        "scratch": str(min(usual.scratch, most.scratch) >> 20),
     }
     values = {"permits": usable, "chosen": chosen, "form": form, "most": most, "first": first}
     return visit.page("run_new.html", status, problems=problems, **values)

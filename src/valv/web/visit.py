@@ -47,7 +47,9 @@ class Visit:
         """Whether a second factor was shown a short while ago."""
         return self.who.principal.second_factor
 
-    def page(self, template: str, status: int = 200, /, *, problems: list[Problem] | None = None, **values: Any) -> HTMLResponse:
+    def page(
+        self, template: str, status: int = 200, /, *, problems: list[Problem] | None = None, **values: Any
+    ) -> HTMLResponse:
         content = self.door.templates.get_template(template).render(
             who=self.who,
             roles=self.who.principal.roles,
@@ -72,9 +74,9 @@ class Visit:
 
     def _hidden(self) -> Markup:
         """What every form carries: the token that binds it to this browser, and a fresh name for the command."""
-        return Markup('<input type="hidden" name="token" value="{}"><input type="hidden" name="command" value="{}">').format(
-            token.make(self.door.key, self.mark), secrets.token_urlsafe(18)
-        )
+        return Markup(
+            '<input type="hidden" name="token" value="{}"><input type="hidden" name="command" value="{}">'
+        ).format(token.make(self.door.key, self.mark), secrets.token_urlsafe(18))
 
 
 def visit(request: Request) -> Visit:

@@ -109,6 +109,7 @@ def upgrade() -> None:
         sa.Column("deposit", TEXT, nullable=False),
         sa.Column("version", INT, nullable=True),
         sa.Column("path", TEXT, nullable=False),
+        sa.Column("folded", TEXT, nullable=False),
         sa.Column("body", TEXT, nullable=False),
         sa.Column("header", BLOB, nullable=True),
         sa.Column("key_id", TEXT, nullable=False),
@@ -117,12 +118,13 @@ def upgrade() -> None:
         sa.Column("segments", INT, nullable=False),
         sa.Column("seal_root", BLOB, nullable=False),
         sa.Column("sha256", BLOB, nullable=True),
+        sa.Column("sent_sha256", BLOB, nullable=True),
         sa.Column("body_sha256", BLOB, nullable=False),
         sa.Column("state", TEXT, nullable=False),
         sa.Column("reason", TEXT, nullable=False),
         sa.Column("received", TIME, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_file")),
-        sa.UniqueConstraint("deposit", "path", name=op.f("uq_file_deposit_path")),
+        sa.UniqueConstraint("deposit", "folded", name=op.f("uq_file_deposit_folded")),
     )
     with op.batch_alter_table("file", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_file_dataset"), ["dataset"], unique=False)
@@ -220,16 +222,6 @@ def upgrade() -> None:
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_outbox_done_due"), ["done", "due"], unique=False)
 
-    op.create_table(
-        "participant",
-        sa.Column("dataset", TEXT, autoincrement=False, nullable=False),
-        sa.Column("version", INT, autoincrement=False, nullable=False),
-        sa.Column("pseudonym", TEXT, autoincrement=False, nullable=False),
-        sa.Column("consent_group", TEXT, nullable=False),
-        sa.Column("files", JSON, nullable=False),
-        sa.Column("samples", JSON, nullable=False),
-        sa.PrimaryKeyConstraint("dataset", "version", "pseudonym", name=op.f("pk_participant")),
-    )
     op.create_table(
         "read_tally",
         sa.Column("run", TEXT, autoincrement=False, nullable=False),

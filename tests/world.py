@@ -1,0 +1,311 @@
+"""A node in a temporary folder, with accounts, for tests of the doors: real database, store, policies and log-in, and a
+key holder in a process and user of its own. Only sandboxes are left out: a run ends at once with outputs that the test
+names, and plain bytes are opened in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import msgspec
+import pyotp
+from starlette.testclient import TestClient
+
+from tests.keys import running as keyd
+from valv.api import app as api
+from valv.app import account, dataset, deposit, outbox
+from valv.app import running as steps
+from valv.app.node import Node
+from valv.app.streams import DATASET, find
+from valv.assemble.policies import load_policies
+from valv.core.account import Role
+from valv.db.database import Database
+from valv.formats.crypt4gh import KeyPair, generate_keypair, open_header
+from valv.login.demo import DemoLogin
+from valv.ports.compute import MountedFile, Output, RunSpec, RunStatus, Skipped
+from valv.ports.keys import KeyHolder
+from valv.ports.storage import Place, Storage
+from valv.storage.local import LocalStorage
+from valv.vault.encrypt import Encryptor
+from valv.vault.reader import open_reader
+
+PASSWORD = "correct horse battery"
+COMMITTEE = "dac"
+MAX_UPLOAD = 8 << 20
+PEOPLE: dict[str, tuple[str, tuple[Role, ...], tuple[str, ...]]] = {
+    "carin": ("Carin Custodian", ("custodian",), ()),
+    "rikard": ("Rikard Researcher", ("researcher",), ()),
+    "ronja": ("Ronja Researcher", ("researcher",), ()),
+    "dagny": ("Dagny Committee", ("committee",), (COMMITTEE,)),
+    "kerttu": ("Kerttu Checker", ("checker",), ()),
+    "audun": ("Audun Auditor", ("auditor",), ()),
+    "olle": ("Olle Operator", ("operator",), ()),
+    "nemo": ("Nemo Nobody", (), ()),
+}
+
+
+class DirectReader:
+    """A `Reader` in this process: what a reader process does, asking the key holder as one."""
+
+    def __init__(self, storage: Storage, keys: KeyHolder, uid: int) -> None:
+        self._storage, self._keys, self._uid = storage, keys, uid
+
+    def reserve(self) -> tuple[str, int]:
+        return "token", self._uid
+
+    def read(self, token: str, grant_id: str, file: MountedFile) -> Iterator[bytes]:
+        pair = generate_keypair()
+        header = self._keys.reseal(grant_id, file.key_id, file.header, pair.public)
+        reader = open_reader(
+            self._storage.open, file.body, header, pair.private, size=file.size, seal_root=file.seal_root
+        )
+        try:
+            yield from reader.chunks()
+        finally:
+            reader.close()
+
+    def probe(self) -> None:
+        self._storage.usage()
+
+
+@dataclass
+class Ended:
+    """A `Compute` whose runs end at once and leave `outputs`, encrypted as those of a sandbox are."""
+
+    storage: Storage
+    uid: int
+    outputs: dict[str, bytes] = field(default_factory=dict)
+
+    def reserve(self, run_id: str) -> int:
+        return self.uid
+
+    def start(self, spec: RunSpec) -> None:
+        pass
+
+    def status(self, run_id: str) -> RunStatus:
+        return RunStatus(run_id, "ended", end="exited", exit_code=0)
+
+    def stop(self, run_id: str) -> None:
+        pass
+
+    def collect(self, run_id: str, public_key: bytes) -> Iterator[Output | Skipped]:
+        for path, content in self.outputs.items():
+            name = os.urandom(16).hex()
+            encryptor = Encryptor(self.storage.writer(name), self.storage.writer(f"{name}.seal"), public_key)
+            encryptor.write(content)
+            made = encryptor.finish()
+            yield Output(path, name, made.header, made.size, made.sha256, made.seal_root)
+        yield Skipped("dev", "device")
+
+    def discard(self, run_id: str) -> None:
+        pass
+
+    def runs(self) -> list[str]:
+        return []
+
+
+@dataclass
+class Person:
+    """Somebody logged in at the API."""
+
+    world: World
+    name: str
+    token: str
+
+    def ask(self, method: str, path: str, body: Any = None, *, key: str = "", **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        headers |= {"Idempotency-Key": key} if key else {}
+        headers |= more.pop("headers", {})
+        more |= {"json": body} if body is not None else {}
+        return self.world.http.request(method, f"/api/v1{path}", headers=headers, **more)
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self.good(self.ask("GET", path, params=query)).json()
+
+    def post(self, path: str, body: Any = None, *, key: str = "") -> Any:
+        answered = self.good(self.ask("POST", path, body, key=key))
+        return answered.json() if answered.content else None
+
+    def refused(self, method: str, path: str, body: Any = None, **more: Any) -> tuple[int, str]:
+        """Status and code of a problem."""
+        answered = self.ask(method, path, body, **more)
+        assert answered.status_code >= 400, answered.text
+        return answered.status_code, answered.json()["code"]
+
+    def good(self, answered: httpx.Response) -> httpx.Response:
+        assert answered.is_success, f"{self.name}: {answered.status_code} {answered.text}"
+        return answered
+
+
+class World:
+    """`http`: a client of the API in this process; `ids` and `secrets`: account ids and TOTP secrets by name."""
+
+    def __init__(self, holder: Any) -> None:
+        root = os.geteuid() == 0
+        config = holder.config
+        self.holder = holder
+        self.folder = holder.folder
+        self.config = msgspec.structs.replace(
+            config, serve=msgspec.structs.replace(config.serve, max_upload=MAX_UPLOAD)
+        )
+        (self.folder / "db").mkdir()
+        self.records = Database(self.config.database_url)
+        self.records.create()
+        self.storage = LocalStorage(self.folder / "store", Place("SE", "test"))
+        self.node = Node(
+            config=self.config,
+            records=self.records,
+            storage=self.storage,
+            keys=holder.client(keyd.SERVE if root else None),
+            policies=load_policies(config.node.country),
+            login=DemoLogin(),
+            clock=lambda: datetime.now(UTC),
+        )
+        uid = keyd.RUN if root else os.geteuid()
+        self.reader = DirectReader(self.storage, holder.client(uid if root else None), uid)
+        self.compute = Ended(self.storage, uid)
+        self.app = api.create(self.node, self.reader)
+        self.http = TestClient(self.app, raise_server_exceptions=False)
+        self.ids: dict[str, str] = {}
+        self.secrets: dict[str, str] = {}
+        self._steps: dict[str, int] = {}
+        self._people: dict[tuple[str, bool], Person] = {}
+        for name, (display, roles, committees) in PEOPLE.items():
+            self.ids[name], self.secrets[name] = account.create(
+                self.node,
+                name=name,
+                display=display,
+                email=f"{name}@example.org",
+                roles=roles,
+                committees=committees,
+                country="SE",
+                password=PASSWORD,
+                totp=True,
+            )
+
+    # --- people ---
+
+    def code(self, name: str) -> str:
+        """A code of the second factor that was not used yet; waits where there is none."""
+        while True:
+            now = int(time.time()) // 30
+            step = max(self._steps.get(name, 0) + 1, now - 1)
+            if step <= now + 1:
+                self._steps[name] = step
+                return pyotp.TOTP(self.secrets[name]).at(step * 30)
+            time.sleep(1)
+
+    def person(self, name: str, *, second_factor: bool = True) -> Person:
+        """Logged in, once for all tests. The name '' is a stranger."""
+        if not name:
+            return Person(self, "a stranger", "")
+        if (name, second_factor) not in self._people:
+            self._people[name, second_factor] = Person(self, name, self.log_in(name, second_factor))
+        return self._people[name, second_factor]
+
+    def log_in(self, name: str, second_factor: bool = True) -> str:
+        body = {"name": name, "password": PASSWORD} | ({"code": self.code(name)} if second_factor else {})
+        answered = self.http.post("/api/v1/sessions", json=body)
+        assert answered.status_code == 201, answered.text
+        return str(answered.json()["token"])
+
+    # --- the node's own steps, which its worker takes ---
+
+    def work(self, outputs: Mapping[str, bytes] = {}) -> None:  # noqa: B006 - never changed
+        """Publish what was handed in, run what was queued (leaving `outputs`), deliver what is for the keys."""
+        self.compute.outputs = dict(outputs)
+        deposit.process_submitted(self.node, self.reader)
+        steps.start_queued(self.node, self.compute)
+        steps.watch(self.node, self.compute)
+        steps.collect_ended(self.node, self.compute)
+        keys = self.node.keys
+        topics: dict[str, Callable[[Node, dict[str, Any]], None]] = {
+            "key.confirm": lambda _, body: keys.confirm(body["key_id"]),
+            "key.narrow": lambda _, body: keys.narrow(body["key_id"]),
+        }
+        outbox.deliver(self.node, topics)
+
+    # --- the way to each stage ---
+
+    def deposit(
+        self, name: str, files: Mapping[str, bytes], *, claimed: str = "anonymised", consent: tuple[str, ...] = ("GRU",)
+    ) -> str:
+        """A published dataset. Returns the deposit's id."""
+        carin = self.person("carin")
+        body = {"dataset": name, "class": claimed, "consent": list(consent), "committee": COMMITTEE, "title": name}
+        ident = str(carin.post("/deposits", body)["deposit_id"])
+        for path, content in files.items():
+            carin.good(carin.ask("PUT", f"/deposits/{ident}/files/{path}", content=content))
+        carin.post(f"/deposits/{ident}/submission", {"expected": list(files)})
+        self.work()
+        assert carin.get(f"/deposits/{ident}")["state"]["phase"] == "published"
+        return ident
+
+    def scan(self, name: str, version: int = 1, findings: int = 0) -> None:
+        with self.node.records.reading() as unit:
+            found = next(state for state in find(unit, DATASET, limit=1000) if state.name == name)
+        dataset.record_scan(self.node, found.dataset_id, version, findings, "nothing was found")
+
+    def anonymised(self, name: str, files: Mapping[str, bytes]) -> None:
+        """A published dataset whose claim was scanned and confirmed."""
+        self.deposit(name, files)
+        self.scan(name)
+        body = {"version": 1, "confirm": True, "reason": "No identifiers are in it."}
+        self.person("kerttu").post(f"/datasets/{name}/assessment", body)
+        self.work()
+
+    def form(self, name: str, **more: Any) -> dict[str, Any]:
+        given = {"title": "A study", "summary": "Why.", "datasets": [name], "purpose": ["HMB", "IRB"], "country": "SE"}
+        return given | {"for_profit": False, "commercial": False, "days": 30, "licence": True} | more
+
+    def application(self, name: str, **more: Any) -> str:
+        """An application that was handed in."""
+        rikard = self.person("rikard")
+        ident = str(rikard.post("/applications", self.form(name, **more))["access_id"])
+        rikard.post(f"/applications/{ident}/submission")
+        return ident
+
+    def permit(self, name: str, **more: Any) -> str:
+        ident = self.application(name, **more)
+        return str(self.person("dagny").post(f"/applications/{ident}/approval", {"reason": "It fits."})["permit_id"])
+
+    def run(self, permit: str, outputs: Mapping[str, bytes]) -> tuple[str, str]:
+        """A run that ended, and the id of the release where its outputs wait."""
+        rikard = self.person("rikard")
+        ident = str(rikard.post("/runs", {"permit": permit, "command": ["true"]})["run_id"])
+        self.work(outputs)
+        return ident, str(rikard.get(f"/runs/{ident}")["release_id"])
+
+    def key(self, name: str) -> tuple[str, KeyPair]:
+        """A key registered for downloads: its id and the pair."""
+        from base64 import b64decode, b64encode
+
+        pair, person = generate_keypair(), self.person(name)
+        asked = person.post("/account/keys", {"public": b64encode(pair.public).decode(), "label": "laptop"})
+        data_key = open_header(b64decode(asked["header"]), [pair.private]).data_keys[0]
+        person.post(f"/account/keys/{asked['challenge_id']}", {"answer": account.answer(data_key)})
+        return str(asked["challenge_id"]), pair
+
+    def events(self) -> int:
+        with self.node.records.reading() as unit:
+            return unit.head().size
+
+    def bodies(self) -> set[str]:
+        return set(self.storage.names())
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    with keyd.running(keyd.KEYD if os.geteuid() == 0 else None) as holder:
+        made = World(holder)
+        with made.http:
+            try:
+                yield made
+            finally:
+                made.records.close()
