@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import msgspec
 import pyotp
-from starlette.testclient import TestClient
+import uvicorn
 
 from tests.keys import running as keyd
 from valv.api import app as api
@@ -110,6 +111,28 @@ class Ended:
         return []
 
 
+class Served:
+    """An application on a port of the loopback address, in a thread."""
+
+    def __init__(self, app: Any) -> None:
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=0, log_level="critical", access_log=False, server_header=False, lifespan="off"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 60
+        while not self._server.started:
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        self.port = int(self._server.servers[0].sockets[0].getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(60)
+
+
 @dataclass
 class Person:
     """Somebody logged in at the API."""
@@ -168,10 +191,12 @@ class World:
             clock=lambda: datetime.now(UTC),
         )
         uid = keyd.RUN if root else os.geteuid()
+        self.worker = replace(self.node, keys=holder.client(keyd.WORKER if root else None))
         self.reader = DirectReader(self.storage, holder.client(uid if root else None), uid)
         self.compute = Ended(self.storage, uid)
         self.app = api.create(self.node, self.reader)
-        self.http = TestClient(self.app, raise_server_exceptions=False)
+        self.server = Served(self.app)
+        self.http = httpx.Client(base_url=self.server.url, timeout=60)
         self.ids: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
         self._steps: dict[str, int] = {}
@@ -217,19 +242,19 @@ class World:
 
     # --- the node's own steps, which its worker takes ---
 
-    def work(self, outputs: Mapping[str, bytes] = {}) -> None:  # noqa: B006 - never changed
+    def work(self, outputs: Mapping[str, bytes] = {}) -> None:
         """Publish what was handed in, run what was queued (leaving `outputs`), deliver what is for the keys."""
         self.compute.outputs = dict(outputs)
-        deposit.process_submitted(self.node, self.reader)
-        steps.start_queued(self.node, self.compute)
-        steps.watch(self.node, self.compute)
-        steps.collect_ended(self.node, self.compute)
-        keys = self.node.keys
+        deposit.process_submitted(self.worker, self.reader)
+        steps.start_queued(self.worker, self.compute)
+        steps.watch(self.worker, self.compute)
+        steps.collect_ended(self.worker, self.compute)
+        keys = self.worker.keys
         topics: dict[str, Callable[[Node, dict[str, Any]], None]] = {
             "key.confirm": lambda _, body: keys.confirm(body["key_id"]),
             "key.narrow": lambda _, body: keys.narrow(body["key_id"]),
         }
-        outbox.deliver(self.node, topics)
+        outbox.deliver(self.worker, topics)
 
     # --- the way to each stage ---
 
@@ -250,7 +275,7 @@ class World:
     def scan(self, name: str, version: int = 1, findings: int = 0) -> None:
         with self.node.records.reading() as unit:
             found = next(state for state in find(unit, DATASET, limit=1000) if state.name == name)
-        dataset.record_scan(self.node, found.dataset_id, version, findings, "nothing was found")
+        dataset.record_scan(self.worker, found.dataset_id, version, findings, "nothing was found")
 
     def anonymised(self, name: str, files: Mapping[str, bytes]) -> None:
         """A published dataset whose claim was scanned and confirmed."""
@@ -304,8 +329,9 @@ class World:
 def world() -> Iterator[World]:
     with keyd.running(keyd.KEYD if os.geteuid() == 0 else None) as holder:
         made = World(holder)
-        with made.http:
-            try:
-                yield made
-            finally:
-                made.records.close()
+        try:
+            yield made
+        finally:
+            made.http.close()
+            made.server.close()
+            made.records.close()

@@ -113,6 +113,8 @@ def check(config: Config) -> None:
             raise ComputeFault(f"the program {program!r} is missing", f"apt-get install {package}")
     if not Path("/dev/fuse").exists():
         raise ComputeFault("/dev/fuse is missing", "load the kernel's module: modprobe fuse")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise ComputeFault("/dev/fuse may not be opened by this user", "chmod 666 /dev/fuse, or start the node as root")
     child = Child(confine.command(View(uid=None), ["true"]), stderr=sys.stderr.fileno())
     code = child.wait(GRACE)
     child.kill()

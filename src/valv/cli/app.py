@@ -80,7 +80,7 @@ class Root(TyperGroup):
         name, known, rest = super().resolve_command(ctx, args)
         return name, load(name) if name in TREE else known, rest
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, _: Any, formatter: Any) -> None:
         for section in dict.fromkeys(entry.section for entry in TREE.values()):
             with formatter.section(section):
                 rows = [(name, entry.summary) for name, entry in TREE.items() if entry.section == section]
@@ -99,7 +99,7 @@ def build(operator: Operator) -> typer.Typer:
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print answers as JSON.")] = False,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No remarks and no progress.")] = False,
-        version: Annotated[
+        _: Annotated[
             bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
         ] = False,
     ) -> None:

@@ -15,6 +15,9 @@ from typing import BinaryIO
 from valv.errors import FullFault, InputFault, IntegrityFault, RefusedFault
 from valv.formats import paths
 
+PIECE = 1 << 20
+"""Bytes read at a time."""
+
 
 def place(folder: Path, name: str) -> Path:
     """Where a file of the node goes below `folder`. A name that would lead elsewhere is refused (`path_wrong`): the

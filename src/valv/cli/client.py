@@ -32,7 +32,7 @@ class Problem(Fault):
         title = str(answer.get("title") or (known.title if known else f"The node answered {status}"))
         reference = str(answer.get("reference") or "")
         detail = str(answer.get("detail") or "")
-        if reference:
+        if reference and status >= 500:
             detail = f"{detail} (reference {reference})".strip()
         hint = str(answer.get("hint") or (known.hint if known else ""))
         super().__init__(detail, hint)

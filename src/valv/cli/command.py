@@ -33,6 +33,8 @@ ProfileFile = Annotated[
     Path | None,
     typer.Option("--profile", metavar="FILE", help="The profile with address and token.", show_default=False),
 ]
+HERE = ""
+"""The action of a command that touches nothing of a node."""
 STOPPED = 130
 """Exit code after Ctrl-C."""
 
@@ -107,12 +109,15 @@ def group(summary: str, **settings: Any) -> typer.Typer:
 
 
 def command(app: typer.Typer, name: str, *, action: str, example: str, **settings: Any) -> Callable[..., Any]:
-    """Register a function as the command `name`. `action`: what it performs (a key of `ACTIONS`); `example`: one or
+    """Register a function as the command `name`. `action`: what it performs (a key of `ACTIONS`, or `HERE`); `example`: one or
     more lines as somebody would type them."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
+        run = _runnable(function)
+        if action != HERE:
+            run = performs(action)(run)
         lines = "\n".join(f"  {line}" for line in example.splitlines())
-        app.command(name, epilog=f"\b\nExample:\n{lines}", **settings)(performs(action)(_runnable(function)))
+        app.command(name, epilog=f"\b\nExample:\n{lines}", **settings)(run)
         return function
 
     return register

@@ -1,4 +1,4 @@
-"""`valv deposit` and `valv deposits`: sending a folder as a new version of a dataset, and following what became of it."""
+"""`valv deposit` and `valv deposits`: a folder as a new version of a dataset, and what became of it."""
 
 from __future__ import annotations
 

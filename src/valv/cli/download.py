@@ -11,7 +11,7 @@ import typer
 from valv.cli import arriving
 from valv.cli.command import Door, command, group
 from valv.cli.screen import Advance
-from valv.errors import Fault, FormatFault, InputFault, IntegrityFault, RefusedFault, Refusal, UnreachableFault
+from valv.errors import FormatFault, InputFault, IntegrityFault, Refusal, RefusedFault, UnreachableFault
 from valv.formats import crypt4gh
 
 app = group("Download files.")
@@ -78,19 +78,18 @@ def _fetch(door: Door, permit: str, file: dict[str, Any], key: str, target: Path
     """Fill `target.part`, then give it its name. A connection that breaks is taken up again."""
     part = target.with_name(f"{target.name}.part")
     tries = 0
-    while True:
+    while not _complete(part, file["size"]):
         before = _kept(part)
         try:
             _stream(door, permit, file, key, part, before, advance)
-            break
+            if not _complete(part, file["size"]):
+                part.unlink(missing_ok=True)
+                raise IntegrityFault(f"{target.name} has not the size that is listed", "download it again")
         except UnreachableFault:
             # Something came: begin to count anew. Nothing came several times: it is not to be had.
             tries = 0 if _kept(part) > before else tries + 1
             if tries >= TRIES:
                 raise
-    if not _complete(part, file["size"]):
-        part.unlink(missing_ok=True)
-        raise IntegrityFault(f"{target.name} has not the size that is listed", "download it again")
     with arriving.writing(target):
         part.replace(target)
 
@@ -125,8 +124,6 @@ def _stream(door: Door, permit: str, file: dict[str, Any], key: str, part: Path,
                 for chunk in response.iter_raw(PIECE):
                     kept.write(chunk)
                     advance(len(chunk))
-            except Fault:
-                raise
             finally:
                 kept.flush()
                 os.fsync(kept.fileno())

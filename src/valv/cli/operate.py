@@ -63,7 +63,7 @@ def check(
     """Check a configuration and explain every fault in it."""
     from valv.config import load
 
-    found = load(file)
+    found = load(file, secrets=True)
     node = found.node
     if not screen.answer({"name": node.name, "country": node.country, "unit": node.unit, "address": found.public_url}):
         screen.facts(

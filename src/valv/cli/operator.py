@@ -1,4 +1,4 @@
-"""What an operator does on the node itself, without HTTP. The assembly gives the functions; this door only calls them."""
+"""What an operator does on the node itself, without HTTP. The assembly gives the functions."""
 
 from __future__ import annotations
 

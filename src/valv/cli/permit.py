@@ -53,8 +53,8 @@ def permits(
     )
     if view["reason"]:
         door.facts([("reason", view["reason"])])
-    rows = [(f"{d['name']}@{d['version']}", d["class"], d["files"]) for d in view["datasets"]]
-    door.table(("dataset", "class", "files"), rows)
+    files = [(f"{d['name']}@{d['version']}", d["class"], d["files"]) for d in view["datasets"]]
+    door.table(("dataset", "class", "files"), files)
 
 
 @command(permit, "revoke", action="permit.revoke", example="valv permit revoke ID --reason 'A donor withdrew.'")

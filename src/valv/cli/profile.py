@@ -6,12 +6,11 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from valv.errors import InputFault, RefusedFault, Refusal
+from valv.errors import InputFault, Refusal, RefusedFault
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 

@@ -11,7 +11,7 @@ import typer
 from valv.cli import arriving
 from valv.cli.command import Door, command, group
 from valv.cli.text import plain, size
-from valv.errors import InputFault, RefusedFault, Refusal
+from valv.errors import InputFault, Refusal, RefusedFault
 
 app = group("Releases.")
 release = group("Ask for outputs, check them, fetch them.")

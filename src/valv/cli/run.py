@@ -23,7 +23,7 @@ DONE = ("collected", "cancelled")
     app,
     "run",
     action="run.queue",
-    example="valv run --permit ID --time 10m --memory 2G --wait -- \\\n    bcftools stats /data/heart-cohort/calls.vcf.gz",
+    example="valv run --permit ID --time 10m --memory 2G --wait -- bcftools stats /data/heart-cohort/calls.vcf.gz",
     context_settings={"allow_interspersed_args": False},
 )
 def run(

@@ -68,7 +68,7 @@ class Screen:
                 table.add_row(*map(Text, row))
             Console(highlight=False).print(table)
         else:
-            for row in (columns, *cells):
+            for row in [list(columns), *cells]:
                 print("\t".join(row))
 
     def facts(self, pairs: Sequence[tuple[str, object]]) -> None:

@@ -27,7 +27,7 @@ from valv.errors import FullFault, InputFault, MissingFault, StorageFault
 from valv.ports.storage import Place, Usage
 
 _NAME: Final = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,199}")
-_DIRECTORY_MODE: Final = 0o750
+_DIRECTORY_MODE: Final = 0o770
 _FILE_MODE: Final = 0o640
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -112,6 +112,11 @@ def tone(name: str) -> str:
     return TONES.get(name, "calm")
 
 
+def begin(text: str) -> str:
+    """With a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def visible(text: str) -> str:
     """The text with control and invisible characters written out, so that what is shown is what is there."""
     if text.isprintable():
@@ -146,6 +151,7 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "phase": phase,
     "tone": tone,
     "visible": visible,
+    "begin": begin,
     "consent": consent,
     "standing": standing,
     "verdict": lambda name: VERDICTS[name],
