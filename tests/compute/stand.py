@@ -233,7 +233,8 @@ class Node:
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
-        shutil.rmtree(self.config.runtime, ignore_errors=True)
+        for folder in (self.config.runtime, confine.runs(self.config)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ done
 for name in usr etc dev proc sys; do mkdir "$new/$name"; mount --rbind "/$name" "$new/$name"; done
 while [ "$1" != -- ]; do mkdir -p "$new$1"; mount --bind "$1" "$new$1"; shift; done; shift
 mknod "$new/fuse" c 10 229; chmod 666 "$new/fuse"; mount --bind "$new/fuse" "$new/dev/fuse"
+{ cat /etc/passwd; echo "valvtest:x:$uid:$uid::/tmp:/bin/sh"; } > "$new/passwd"
+mount --bind "$new/passwd" "$new/etc/passwd"
 mkdir -p -m 1777 "$new/tmp"; mkdir "$new/old"
 cd "$new"; pivot_root . old; umount -l /old
 exec setpriv --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
@@ -80,7 +82,7 @@ with stand.running() as node:
         "echo r > /outbox/r; (setsid sleep 98765 &); python3 -c 'import socket; socket.socket()'", files=(file,))
     print("basic", status.end, status.reads == {file.file_id: 300_000}, outputs == {"r": b"r\\n"}, "read-only" in text,
           "300000" in text, "not supported" in text)
-    print("daemon", os.system("pgrep -f 'sleep 9876[5]' >/dev/null") != 0)
+    print("daemon", os.system("pgrep -f '^sleep 98765' >/dev/null") != 0)
     print("missing", node.run("nonesuch")[0].end)
     print("time", node.shell("sleep 60", limits=limits(seconds=1))[0].end)
     status = node.run("/usr/bin/python3", "-c", "x = bytearray(1 << 30)", limits=limits(memory=100 << 20))[0]
@@ -109,10 +111,10 @@ with stand.running() as node:
     node.until("lost", lambda status: status.state == "running")
     os.kill(node.pid("launcher"), 9)
     print("lost", node.wait("lost").end)
-    print("killed", os.system("pgrep -f 'sleep 8765[4]' >/dev/null") != 0)
+    print("killed", os.system("pgrep -f '^sleep 87654' >/dev/null") != 0)
     node("compute.discard", "lost")
     print("again", node.shell("cat /data/set/data | wc -c", files=(file,))[1].strip())
-    print("left", list((node.config.runtime / "runs").iterdir()),
+    print("left", list(stand.confine.runs(node.config).iterdir()),
           [line for line in open("/proc/self/mounts") if str(node.config.runtime) in line])
 """
 

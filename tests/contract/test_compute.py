@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from valv.assemble import confine
 from valv.errors import ComputeFault, Fault, InputFault, RefusedFault
 from valv.ports.compute import RunSpec
 
@@ -354,7 +355,7 @@ def test_collecting_before_the_end_is_refused(node: Node, run_id: str) -> None:
 
 
 def test_nothing_of_a_run_is_left(node: Node) -> None:
-    runs = node.config.runtime / "runs"
+    runs = confine.runs(node.config)
     node.shell("echo x > /outbox/x; mkdir -p /outbox/d; chmod 0 /outbox/d")
     until = time.monotonic() + 10
     while list(runs.iterdir()) and time.monotonic() < until:

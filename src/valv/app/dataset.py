@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from valv.app.streams import DATASET, Step, retried
 from valv.core import dataset
 from valv.core.authorize import Resource
 from valv.core.process import NODE
+from valv.errors import Fault
 from valv.formats import duo
 from valv.ports.records import Unit
 
@@ -255,11 +257,16 @@ def _step(
         streams.commit(unit, [step], by=who.account_id, at=at, command=command)
         refresh(unit, step.after, at)
         changed = step.after.version(version)
-        if changed:
-            topic = "key.confirm" if changed.effective == "anonymised" else "key.narrow"
-            key = f"{topic}:{changed.key_id}"
-            if confirm is not False:
-                outbox.put(unit, at, topic=topic, key=key, body={"key_id": changed.key_id})
+        assert changed is not None
+        topic = "key.confirm" if changed.effective == "anonymised" else "key.narrow"
+        if confirm is not False:
+            outbox.put(unit, at, topic=topic, key=f"{topic}:{changed.key_id}", body={"key_id": changed.key_id})
+    # At once where the key holder answers; the outbox sees to it that it happens in any case.
+    with contextlib.suppress(Fault):
+        if changed.effective == "anonymised":
+            node.keys.confirm(changed.key_id)
+        elif confirm is None:
+            node.keys.narrow(changed.key_id)
 
 
 @retried

@@ -23,7 +23,6 @@ from valv.compute.run import Slot
 from valv.config import Config
 from valv.errors import ConfigFault
 
-RUNS: Final = "runs"
 INSIDE: Final = Path("/runs")
 """Where the launcher of a node that root started sees the folders of its runs: a place that every run's user can
 reach, because it must find its own there."""
@@ -124,6 +123,12 @@ class View:
 def same(*paths: Path) -> tuple[tuple[Path, Path], ...]:
     """Paths that are inside where they are outside."""
     return tuple((path, path) for path in paths)
+
+
+def runs(config: Config) -> Path:
+    """Where the runs' folders are: beside the runtime folder and not in it, because a process that saw a run's mount
+    there would keep it from ending."""
+    return config.runtime.with_name(f"{config.runtime.name}.runs")
 
 
 def runtime(config: Config, uid: int) -> tuple[Path, Path]:

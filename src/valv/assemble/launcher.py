@@ -18,7 +18,7 @@ from typing import Final
 
 from valv import config as configuration
 from valv.assemble import confine
-from valv.assemble.confine import INSIDE, RUNS, Users, View
+from valv.assemble.confine import INSIDE, Users, View
 from valv.compute import cgroup, command, scratch, seccomp
 from valv.compute.launcher import Launcher, Settings
 from valv.config import Config
@@ -71,7 +71,7 @@ def settings(config: Config) -> Settings:
     groups = cgroup.find(f"valv-{mark}")
     if groups is None:
         log.warning("no control groups: limits are set per process, and memory is looked at now and then")
-    folder = INSIDE if users.root else config.runtime / RUNS
+    folder = INSIDE if users.root else confine.runs(config)
     node = ("--node", config.home)
     toml = Path(config.home, "valv.toml")
     seen = (*confine.same(config.path(config.storage.path), toml), *confine.secrets_seen(config, "mount"))

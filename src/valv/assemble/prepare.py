@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from valv.assemble import confine
-from valv.assemble.confine import INSIDE, RUNS, Users, View
+from valv.assemble.confine import INSIDE, Users, View
 from valv.config import Config
 from valv.errors import StorageFault
 
@@ -35,7 +35,7 @@ def prepare(config: Config, users: Users) -> None:
     try:
         runtime.parent.mkdir(parents=True, exist_ok=True)
         _folder(runtime, 0o1770 if users.root else 0o700, group=users.group if users.root else None)
-        _folder(runtime / RUNS, 0o711)
+        _folder(confine.runs(config), 0o711)
         _folder(Path(config.home, LOG), 0o750)
         for folder in (Path(config.home, "db"), config.path(config.storage.path)):
             folder.mkdir(exist_ok=True, parents=True)
@@ -72,7 +72,7 @@ def views(config: Config, users: Users) -> dict[str, View]:
         found["launcher"] = View(
             uid=None,
             read=(*confine.same(toml, store, runtime), *confine.secrets_seen(config, "launcher")),
-            write=((runtime / RUNS, INSIDE), *confine.same(Path("/proc"), Path("/sys"))),
+            write=((confine.runs(config), INSIDE), *confine.same(Path("/proc"), Path("/sys"))),
             devices=(Path("/dev/fuse"),),
             own_proc=False,
             capabilities=confine.LAUNCHER,

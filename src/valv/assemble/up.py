@@ -12,6 +12,7 @@ import fcntl
 import http.client
 import logging
 import os
+import pwd
 import select
 import shutil
 import signal
@@ -115,6 +116,12 @@ def check(config: Config) -> None:
         raise ComputeFault("/dev/fuse is missing", "load the kernel's module: modprobe fuse")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise ComputeFault("/dev/fuse may not be opened by this user", "chmod 666 /dev/fuse, or start the node as root")
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise ComputeFault(
+            f"user {os.geteuid()} has no entry in /etc/passwd, which fusermount3 needs", "start the node as a real user"
+        ) from None
     child = Child(confine.command(View(uid=None), ["true"]), stderr=sys.stderr.fileno())
     code = child.wait(GRACE)
     child.kill()

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from valv.app.operation import performs
 from valv.cli import profile as profiles
 from valv.cli.operator import Operator
 from valv.cli.screen import Screen, show_fault
@@ -109,12 +108,14 @@ def group(summary: str, **settings: Any) -> typer.Typer:
 
 
 def command(app: typer.Typer, name: str, *, action: str, example: str, **settings: Any) -> Callable[..., Any]:
-    """Register a function as the command `name`. `action`: what it performs (a key of `ACTIONS`, or `HERE`); `example`: one or
-    more lines as somebody would type them."""
+    """Register a function as the command `name`. `action`: what it performs (a key of `ACTIONS`, or `HERE`); `example`:
+    one or more lines as somebody would type them."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         run = _runnable(function)
         if action != HERE:
+            from valv.app.operation import performs  # the policies' engine comes with it
+
             run = performs(action)(run)
         lines = "\n".join(f"  {line}" for line in example.splitlines())
         app.command(name, epilog=f"\b\nExample:\n{lines}", **settings)(run)

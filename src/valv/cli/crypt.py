@@ -1,4 +1,5 @@
-"""`valv crypt`: Crypt4GH keys and files on this computer. No node is asked."""
+"""`valv crypt`: Crypt4GH keys and files on this computer. No node is asked. (What encrypts is imported where it is used:
+help needs none of it.)"""
 
 from __future__ import annotations
 
@@ -11,12 +12,10 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from valv.cli import arriving, cipher
+from valv.cli import arriving
 from valv.cli.command import HERE, Local, command, group
-from valv.cli.keys import read_private, read_public
 from valv.cli.text import size
 from valv.errors import InputFault
-from valv.formats import crypt4gh, keyfile
 
 crypt = group("Crypt4GH keys and files on this computer.")
 STREAM = Path("-")
@@ -44,6 +43,8 @@ def keygen(
     ] = False,
 ) -> None:
     """Make a key pair: NAME.pub to give away, NAME.sec to keep. The private key is locked by a passphrase."""
+    from valv.formats import crypt4gh, keyfile
+
     public, private = name.with_name(f"{name.name}.pub"), name.with_name(f"{name.name}.sec")
     for file in (public, private):
         if file.exists():
@@ -73,6 +74,9 @@ def encrypt(
     output: Output = None,
 ) -> None:
     """Encrypt a file for public keys. The result is FILE.c4gh unless said otherwise."""
+    from valv.cli import cipher
+    from valv.cli.keys import read_public
+
     recipients = [read_public(path) for path in recipient]
     target = output or (STREAM if file == STREAM else file.with_name(f"{file.name}.c4gh"))
     _convert(screen, file, target, lambda source: cipher.encrypt(source, recipients), "encrypting")
@@ -89,6 +93,9 @@ def decrypt(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Decrypt a file. The result has the name without .c4gh unless said otherwise; its SHA-256 is shown."""
+    from valv.cli import cipher
+    from valv.cli.keys import read_private
+
     if output is None and file != STREAM and file.suffix != ".c4gh":
         raise InputFault(f"{file} does not end in .c4gh", "name the result: -o FILE")
     privates = [read_private(screen, path, passphrase_file) for path in secret]
@@ -99,6 +106,9 @@ def decrypt(
 @command(crypt, "info", action=HERE, example="valv crypt info calls.vcf.gz.c4gh")
 def info(screen: Local, file: File) -> None:
     """Show what can be seen of an encrypted file without a key."""
+    from valv.cli import cipher
+    from valv.formats import crypt4gh
+
     with _source(file) as source:
         header, rest = cipher.read_header(source)
         body = len(rest)

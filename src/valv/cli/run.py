@@ -29,7 +29,8 @@ DONE = ("collected", "cancelled")
 def run(
     door: Door,
     line: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND…", help="The command and its arguments.", show_default=False)
+        list[str],
+        typer.Argument(metavar="COMMAND", help="The command and its arguments, after '--'.", show_default=False),
     ],
     permit: Annotated[str, typer.Option(metavar="ID", help="The permit to work under.", show_default=False)],
     dataset: Annotated[

@@ -1,1 +1,1 @@
-"""The portal: server-rendered pages that work without JavaScript. Pages call the use cases, never the HTTP interface."""
+"""The portal: server-rendered pages that work without JavaScript. Pages call the use cases directly."""

@@ -169,6 +169,8 @@ def _page(
         problems=problems,
         view=view,
         form=form,
+        deciding=bool(view.may & {"approve", "return", "reject"}),
+        writing=bool(view.may & {"save", "submit", "withdraw"}),
         declared=_declared(view.state.request.purpose),
         most=min(view.state.request.days, visit.node.config.policy.permit_days),
     )

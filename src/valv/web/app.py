@@ -24,7 +24,8 @@ log = logging.getLogger("valv.web")
 
 HEADERS = {
     b"content-security-policy": (
-        b"default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        b"default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
+        b"frame-ancestors 'none'; base-uri 'none'"
     ),
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
@@ -78,7 +79,7 @@ class Guarded:
 
 
 def _fault(request: Request, fault: Exception) -> Response:
-    """Strangers are sent to the log-in, and who lacks a fresh second factor to where it is asked for; both come back."""
+    """Strangers are sent to the log-in, who lacks a fresh second factor to where it is asked for; both come back."""
     assert isinstance(fault, Fault)
     found = _visit(request)
     code = code_of(fault)
@@ -123,8 +124,9 @@ def _unforeseen(request: Request, error: Exception) -> Response:
 
 
 def _page(found: Visit, status: int, title: str, detail: str, hint: str, code: str, reference: str) -> HTMLResponse:
-    values = {"title": title, "detail": detail, "hint": hint, "code": code, "reference": reference}
-    return found.page("error.html", status, **values)
+    return found.page(
+        "error.html", status, title=title, detail=detail, hint=hint.rstrip("."), code=code, reference=reference
+    )
 
 
 def _visit(request: Request) -> Visit:

@@ -1,4 +1,4 @@
-"""What the pages share: the node, the templates, the key of the forms' tokens, and the files that come with the package."""
+"""What the pages share: the node, the templates, the key of the forms' tokens, and the portal's own files."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ async def parts(request: Request) -> AsyncIterator[Part]:
 
 
 def _decoded(raw: bytes) -> str:
-    """A name as browsers write it: UTF-8, with quotes and line ends written %22, %0D, %0A (HTML, multipart form data)."""
+    """A name as browsers write it: UTF-8, with quotes and line ends as %22, %0D, %0A (HTML, multipart/form-data)."""
     text = raw.decode("utf-8", "replace")
     return text.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 

@@ -1,4 +1,4 @@
-"""Forms that only our own pages can send: a token bound to the browser's cookie, and the browser's word on its origin."""
+"""Forms that only our own pages can send: a token bound to the browser's cookie, and the browser's own word."""
 
 from __future__ import annotations
 
