@@ -38,7 +38,7 @@ from valv.vault.reader import open_reader
 
 PASSWORD = "correct horse battery"
 COMMITTEE = "dac"
-MAX_UPLOAD = 8 << 20
+MAX_UPLOAD = 16 << 20
 PEOPLE: dict[str, tuple[str, tuple[Role, ...], tuple[str, ...]]] = {
     "carin": ("Carin Custodian", ("custodian",), ()),
     "rikard": ("Rikard Researcher", ("researcher",), ()),
@@ -48,6 +48,11 @@ PEOPLE: dict[str, tuple[str, tuple[Role, ...], tuple[str, ...]]] = {
     "audun": ("Audun Auditor", ("auditor",), ()),
     "olle": ("Olle Operator", ("operator",), ()),
     "nemo": ("Nemo Nobody", (), ()),
+    "alma": (
+        "Alma Allroles",
+        ("custodian", "researcher", "committee", "checker", "auditor", "operator"),
+        (COMMITTEE,),
+    ),
 }
 
 

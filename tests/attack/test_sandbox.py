@@ -6,19 +6,16 @@ import contextlib
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.compute import stand
+from tests.compute.stand import Node, limits
 
 from valv.compute import stream, wire
 from valv.compute.client import LauncherClient
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "compute"))
-import stand
-from stand import Node, limits
 
 PROBE = """
 import ctypes, errno, json, os, platform, socket, struct, sys

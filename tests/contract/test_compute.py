@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.compute import stand
+from tests.compute.stand import Node, limits, running, skip_unless_able
 
 from valv.assemble import confine
 from valv.errors import ComputeFault, Fault, InputFault, RefusedFault
 from valv.ports.compute import RunSpec
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "compute"))
-import stand
-from stand import Node, limits, running, skip_unless_able
 
 
 @pytest.fixture(scope="module", name="node")

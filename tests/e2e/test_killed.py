@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_happens_twice(tmp_path: Path, 
     finally:
         ended.set()
         victim.stop()
-    assert not faults, f"seed {seed}: {faults[0]!r}"
+    assert not faults, f"seed {seed}: " + "".join(traceback.format_exception(faults[0]))
     assert victim.kills == wanted
     assert done
     _all_there(config, done)

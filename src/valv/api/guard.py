@@ -65,6 +65,9 @@ class Guard:
 
 
 def _fault(scope: Scope) -> Fault | None:
+    if any(letter < " " for letter in scope["path"]):
+        # A line end at the end of an address would be lost on the way to its operation.
+        return InputFault("the address holds a control character")
     names = [name for name, _ in scope["headers"]]
     twice = next((name for name in names if name in _ONCE and names.count(name) > 1), None)
     if twice is not None:

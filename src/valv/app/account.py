@@ -118,7 +118,9 @@ def log_in(node: Node, *, name: str, password: str, code: str = "", kind: str = 
 
 def _code(node: Node, row: dict[str, Any], code: str) -> int | None:
     secret = row.get("totp_secret")
-    return node.login.check_code(secret, code, row.get("totp_last"), node.clock()) if secret else None
+    if not secret or not code.isascii():
+        return None
+    return node.login.check_code(secret, code, row.get("totp_last"), node.clock())
 
 
 def _open_session(

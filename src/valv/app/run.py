@@ -22,7 +22,7 @@ from valv.ports.records import Unit
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """A run as its owner sees it. For identifiable data nothing of the command's own making is in it: fixed states,
-    success or not, coarse times. `release_id`: where its outputs wait, '' before."""
+    success or not, coarse times. `release_id`: where its outputs wait, '' before; `detail`: why it did not start."""
 
     state: run.Run
     owner: str
@@ -31,6 +31,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     data_class: DataClass
     release_id: str
     may_stop: bool
+    detail: str = ""
 
 
 @retried
@@ -141,18 +142,26 @@ def _view(who: Who, unit: Unit, state: run.Run) -> View:
         datasets=[f"{d.name}@{v.number}" for d, v in pairs],
         data_class=data_class,
         release_id=found[0].release_id if found else "",
+        detail=_detail(unit, state),
         may_stop=state.phase in ("queued", "running") and who.account_id == state.owner,
     )
 
 
+def _detail(unit: Unit, state: run.Run) -> str:
+    if state.end != "not_started":
+        return ""
+    rows = unit.rows("text", {"owner_stream": RUN.stream(state.run_id), "kind": "detail"})
+    return str(rows[0]["body"] or "") if rows else ""
+
+
 def coarse(state: run.Run) -> run.Run:
     """What doors show of a run on identifiable data: full minutes, since times are an outlet too, and of its end only
-    success or not."""
+    success or not. (That it did not start depends on the command alone.)"""
     return msgspec.structs.replace(
         state,
         started=state.started and state.started.replace(second=0, microsecond=0),
         ended=state.ended and state.ended.replace(second=0, microsecond=0),
-        end="exited" if state.end in ("exited", "memory", "time", "not_started") else state.end,
+        end="exited" if state.end in ("memory", "time") else state.end,
     )
 
 

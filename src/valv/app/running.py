@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -15,7 +16,8 @@ from valv.app.streams import PERMIT, RELEASE, RUN, Step, retried
 from valv.core import release, run
 from valv.core.access import Wanted
 from valv.core.process import NODE
-from valv.errors import ComputeFault, Fault, Refusal, RefusedFault
+from valv.errors import Fault, Refusal, RefusedFault
+from valv.formats.seal import sidecar
 from valv.ports.compute import Compute, Limits, MountedFile, Output, RunSpec, RunStatus, Skipped
 from valv.ports.records import Unit
 
@@ -49,13 +51,13 @@ def start_queued(node: Node, compute: Compute) -> int:
     """Start queued runs, oldest first, while the backend has free slots. Returns how many were started."""
     with node.records.reading() as unit:
         waiting = streams.find(unit, RUN, phases=("queued",), newest_first=False, limit=node.config.compute.slots)
-        going = len(unit.find(run.KIND, phases=("running", "stopping", "ended"), limit=1000))
+        going = len(unit.find(run.KIND, phases=("running", "stopping"), limit=1000))
     started = 0
     for state in waiting[: max(0, node.config.compute.slots - going)]:
         try:
             started += _start(node, compute, state)
         except Fault as fault:
-            _finish(node, state.run_id, RunStatus(state.run_id, "ended", end="not_started", detail=str(fault)))
+            finish(node, compute, state, RunStatus(state.run_id, "ended", end="not_started", detail=str(fault)))
     return started
 
 
@@ -63,15 +65,13 @@ def _start(node: Node, compute: Compute, state: run.Run) -> bool:
     at = node.clock()
     with node.records.reading() as unit:
         refusal = _still_permitted(node, unit, state)
-        files = _files(unit, state.datasets) if refusal is None else ()
-        line = msgspec.json.decode(text.get(unit, state.command) or "[]", type=tuple[str, ...])
-    if refusal is not None:
+        spec = _spec(unit, state) if refusal is None else None
+    if spec is None:
         _ask_stop(node, state.run_id, "revoked")
         return False
     uid = compute.reserve(state.run_id)
-    grant = f"run-{state.run_id}"
-    node.keys.revoke(grant)  # one that an interrupted start left: a live grant never changes
-    node.keys.grant(grant, sorted({file.key_id for file in files}), uid, LEASE)
+    node.keys.revoke(spec.grant_id)  # one that an interrupted start left: a live grant never changes
+    node.keys.grant(spec.grant_id, sorted({file.key_id for file in spec.files}), uid, LEASE)
     with node.records.writing() as unit:
         now, version = streams.need(unit, RUN, state.run_id)
         facts = run.Facts(permit=_still_permitted(node, unit, now))
@@ -80,21 +80,47 @@ def _start(node: Node, compute: Compute, state: run.Run) -> bool:
             compute.discard(state.run_id)
             return False
         streams.commit(unit, [Step(RUN, state.run_id, version, now, events)], by=NODE, at=at, command=new_id())
-    compute.start(
-        RunSpec(
-            run_id=state.run_id,
-            grant_id=grant,
-            command=line,
-            files=files,
-            limits=Limits(**msgspec.structs.asdict(state.limits)),
-        )
-    )
+    compute.start(spec)
     return True
+
+
+def _spec(unit: Unit, state: run.Run) -> RunSpec:
+    """What the backend needs to start a run; the same each time it is asked for."""
+    files: list[MountedFile] = []
+    for found, version in permits.behind(unit, state.datasets):
+        rows = reading.files(unit, found.dataset_id, version.number)
+        files.extend(reading.mounted(row, f"{found.name}/{row['path']}") for row in rows)
+    return RunSpec(
+        run_id=state.run_id,
+        grant_id=_grant(state.run_id),
+        command=msgspec.json.decode(text.get(unit, state.command) or "[]", type=tuple[str, ...]),
+        files=tuple(files),
+        limits=Limits(**msgspec.structs.asdict(state.limits)),
+    )
+
+
+def _grant(run_id: str) -> str:
+    return f"run-{run_id}"
+
+
+def resume(node: Node, compute: Compute) -> None:
+    """Once, when the worker begins: bring runs further that it left on the way when it last ended."""
+    with node.records.reading() as unit:
+        going = streams.find(unit, RUN, phases=("running",), limit=1000)
+        specs = [_spec(unit, state) for state in going]
+    for spec in specs:
+        if compute.status(spec.run_id).state == "starting":
+            compute.start(spec)  # idempotent: a run that was reserved and not started begins now
+    for run_id in compute.runs():
+        with node.records.reading() as unit:
+            state = streams.load(unit, RUN, run_id).state
+        if state is None or state.phase in ("collected", "cancelled"):
+            compute.discard(run_id)
 
 
 def _renew(node: Node, compute: Compute, state: run.Run) -> None:
     """Keep the run's grant alive; make it anew where the key holder was restarted and knows it no more."""
-    grant = f"run-{state.run_id}"
+    grant = _grant(state.run_id)
     try:
         node.keys.renew(grant, LEASE)
     except RefusedFault:
@@ -114,32 +140,18 @@ def _still_permitted(node: Node, unit: Unit, state: run.Run) -> Refusal | None:
     return None
 
 
-def _files(unit: Unit, wanted: Sequence[Wanted]) -> tuple[MountedFile, ...]:
-    found: list[MountedFile] = []
-    for state, version in permits.behind(unit, wanted):
-        rows = reading.files(unit, state.dataset_id, version.number)
-        found.extend(reading.mounted(row, f"{state.name}/{row['path']}") for row in rows)
-    return tuple(found)
-
-
 def watch(node: Node, compute: Compute) -> int:
-    """Look after runs that go on: renew their grants, stop what is no longer permitted, finish what ended. Returns how
-    many go on."""
+    """Look after runs that go on: renew their grants, stop what is no longer permitted. Returns how many go on."""
     with node.records.reading() as unit:
         going = streams.find(unit, RUN, phases=("running", "stopping"), limit=1000)
         refused = {state.run_id: _still_permitted(node, unit, state) for state in going if state.phase == "running"}
     for state in going:
-        grant = f"run-{state.run_id}"
         if state.phase == "stopping" or refused[state.run_id] is not None:
-            node.keys.revoke(grant)
+            node.keys.revoke(_grant(state.run_id))
             if state.phase == "running":
                 _ask_stop(node, state.run_id, "revoked")
             compute.stop(state.run_id)
-        status = compute.status(state.run_id)
-        if status.state in ("ended", "unknown"):
-            node.keys.revoke(grant)
-            _finish(node, state.run_id, status)
-        elif state.phase == "running":
+        elif compute.status(state.run_id).state in ("starting", "running"):
             _renew(node, compute, state)
     return len(going)
 
@@ -152,31 +164,6 @@ def _ask_stop(node: Node, run_id: str, why: Any) -> None:
         if not isinstance(events, Refusal):
             step = Step(RUN, run_id, version, state, events)
             streams.commit(unit, [step], by=NODE, at=node.clock(), command=new_id())
-
-
-@retried
-def _finish(node: Node, run_id: str, status: RunStatus) -> None:
-    with node.records.writing() as unit:
-        state, version = streams.need(unit, RUN, run_id)
-        end = status.end or "lost"
-        if end == "stopped" and any(
-            record.data.find(b'"revoked"') >= 0 for record in unit.events(RUN.stream(run_id))[-2:]
-        ):
-            end = "revoked"
-        order = run.Finish(by=NODE, at=node.clock(), end=end, success=end == "exited" and status.exit_code == 0)
-        events = run.decide(state, order, run.Facts())
-        if isinstance(events, Refusal):
-            return
-        ended = Step(RUN, run_id, version, state, events)
-        read = run.decide(
-            ended.after,
-            run.RecordReads(by=NODE, at=node.clock(), reads=_untold(unit, run_id, status.reads)),
-            run.Facts(),
-        )
-        both = [*events, *(read if not isinstance(read, Refusal) else [])]
-        streams.commit(
-            unit, [Step(RUN, run_id, version, state, both)], by=NODE, at=node.clock(), command=f"finish:{run_id}"
-        )
 
 
 def record_reads(node: Node, run_id: str, reads: dict[str, int]) -> None:
@@ -200,66 +187,94 @@ def _untold(unit: Unit, run_id: str, reads: dict[str, int]) -> dict[str, int]:
     return {file: total - told.get(file, 0) for file, total in sorted(reads.items()) if total > told.get(file, 0)}
 
 
-def collect_ended(node: Node, compute: Compute) -> int:
-    """Encrypt and seal the outputs of runs that ended. Returns how many runs were dealt with."""
+def finish_ended(node: Node, compute: Compute) -> int:
+    """Seal the outputs of runs that ended. Their end is on record together with what they left: a run is not called
+    successful before its outputs are safe. Returns how many runs were dealt with."""
     with node.records.reading() as unit:
-        ended = streams.find(unit, RUN, phases=("ended",), newest_first=False, limit=20)
-    for state in ended:
-        _collect(node, compute, state)
-    return len(ended)
+        going = streams.find(unit, RUN, phases=("running", "stopping"), newest_first=False, limit=100)
+    finished = 0
+    for state in going:
+        status = compute.status(state.run_id)
+        if status.state in ("ended", "unknown"):
+            node.keys.revoke(_grant(state.run_id))
+            finish(node, compute, state, status)
+            finished += 1
+    return finished
 
 
-def _collect(node: Node, compute: Compute, state: run.Run) -> None:
-    public = node.keys.create(state.result_key, "result")
+def finish(node: Node, compute: Compute, state: run.Run, status: RunStatus) -> None:
+    """Collect what a run left and write down its end, or that it was lost."""
     outputs: list[Output] = []
     skipped: list[Skipped] = []
-    if state.end not in ("lost", "not_started"):
-        try:
+    try:
+        if status.state == "ended" and status.end not in ("lost", "not_started"):
+            public = node.keys.create(state.result_key, "result")
             for item in compute.collect(state.run_id, public):
                 outputs.append(item) if isinstance(item, Output) else skipped.append(item)
-        except ComputeFault:
-            # The backend lost the run meanwhile (a restart): what it left is gone with it.
-            outputs.clear()
-    _seal(node, state, outputs, skipped)
+        _seal(node, state.run_id, status, outputs, skipped)
+    except BaseException:
+        for output in outputs:  # nothing of a failed collection stays; it is begun anew or the run is lost
+            for name in (output.body, sidecar(output.body)):
+                node.storage.delete(name)
+        raise
     compute.discard(state.run_id)
 
 
 @retried
-def _seal(node: Node, state: run.Run, outputs: list[Output], skipped: list[Skipped]) -> None:
+def _seal(node: Node, run_id: str, status: RunStatus, outputs: Sequence[Output], skipped: Sequence[Skipped]) -> None:
     at = node.clock()
-    release_id = derived_id(NODE, "release", state.run_id)
     with node.records.writing() as unit:
-        now, version = streams.need(unit, RUN, state.run_id)
-        order = run.Collect(by=NODE, at=at, outputs=len(outputs), skipped=len(skipped))
-        events = run.decide(now, order, run.Facts())
-        if isinstance(events, Refusal):
-            return
-        steps: list[Step[Any]] = [Step(RUN, state.run_id, version, now, events)]
+        state, version = streams.need(unit, RUN, run_id)
+        end = status.end or "lost"
+        if end == "stopped" and state.stop == "revoked":
+            end = "revoked"
+        orders: list[run.Commands] = [
+            run.Finish(by=NODE, at=at, end=end, success=end == "exited" and status.exit_code == 0),
+            run.RecordReads(by=NODE, at=at, reads=_untold(unit, run_id, status.reads)),
+            run.Collect(by=NODE, at=at, outputs=len(outputs), skipped=len(skipped)),
+        ]
+        events: list[run.Events] = []
+        after = state
+        for order in orders:
+            decided = run.decide(after, order, run.Facts())
+            if isinstance(decided, Refusal):
+                raise RefusedFault(decided)
+            events += decided
+            for event in decided:
+                after = run.evolve(after, event)
+        ended = Step(RUN, run_id, version, state, events)
+        release_id = derived_id(NODE, "release", run_id)
         rows = [_row(release_id, state.result_key, output) for output in outputs]
-        people: tuple[str, ...] = ()
-        if state.permit_id:
-            people = streams.need(unit, PERMIT, state.permit_id)[0].people
-        seal = release.Seal(
-            by=NODE,
-            at=at,
-            release_id=release_id,
-            run_id=state.run_id,
-            permit_id=state.permit_id,
-            author=state.owner,
-            people=people,
-            datasets=tuple(sorted({wanted.dataset_id for wanted in state.datasets})),
-            key_id=state.result_key,
-            items=tuple(
-                release.Item(file_id=row["id"], size=row["size"], seal_root=row["seal_root"].hex()) for row in rows
-            ),
-            manifest=manifest(rows),
-        )
-        steps.append(Step(RELEASE, release_id, 0, None, release.decide(None, seal, release.Facts())))
-        streams.commit(unit, steps, by=NODE, at=at, command=f"collect:{state.run_id}")
+        sealed = Step(RELEASE, release_id, 0, None, _release(unit, state, release_id, rows, at))
+        streams.commit(unit, [ended, sealed], by=NODE, at=at, command=f"finish:{run_id}")
         unit.insert("release_file", rows)
         if skipped:
             lines = "\n".join(f"{item.path!r}: {item.reason}" for item in skipped[:200])
             text.put(unit, RELEASE.stream(release_id), "skipped", lines, at)
+        if status.detail:
+            text.put(unit, RUN.stream(run_id), "detail", status.detail, at)
+
+
+def _release(
+    unit: Unit, state: run.Run, release_id: str, rows: Sequence[dict[str, Any]], at: datetime
+) -> list[release.Events] | Refusal:
+    people = streams.need(unit, PERMIT, state.permit_id)[0].people if state.permit_id else ()
+    seal = release.Seal(
+        by=NODE,
+        at=at,
+        release_id=release_id,
+        run_id=state.run_id,
+        permit_id=state.permit_id,
+        author=state.owner,
+        people=people,
+        datasets=tuple(sorted({wanted.dataset_id for wanted in state.datasets})),
+        key_id=state.result_key,
+        items=tuple(
+            release.Item(file_id=row["id"], size=row["size"], seal_root=row["seal_root"].hex()) for row in rows
+        ),
+        manifest=manifest(rows),
+    )
+    return release.decide(None, seal, release.Facts())
 
 
 def _row(release_id: str, key_id: str, output: Output) -> dict[str, Any]:

@@ -189,19 +189,8 @@ def python(name: str, *arguments: str) -> list[str]:
 
 
 def _tree(view: View) -> list[str]:
-    arguments = [
-        *box.system(),
-        "--perms",
-        "0755",
-        "--dir",
-        "/etc",
-        "--dev",
-        "/dev",
-        "--perms",
-        "1777",
-        "--tmpfs",
-        "/tmp",
-    ]  # noqa: S108 - its own
+    arguments = [*box.system(), "--perms", "0755", "--dir", "/etc", "--dev", "/dev"]
+    arguments += ["--perms", "1777", "--tmpfs", "/tmp"]  # noqa: S108 - its own
     if view.own_proc:
         arguments += ["--proc", "/proc"]
     for name in _ETC:

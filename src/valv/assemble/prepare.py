@@ -13,6 +13,7 @@ place in that process's view; all others see an empty file there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -94,9 +95,15 @@ def _copy_secrets(config: Config, users: Users) -> None:
                 os.chown(folder / name / key, owners[name], owners[name])
 
 
-def forget_secrets(config: Config) -> None:
-    """Remove the copies."""
+def clear(config: Config) -> None:
+    """Remove sockets, copies of secrets and folders of runs. After the end of all processes."""
     shutil.rmtree(config.runtime / confine.SECRETS, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for path in config.runtime.iterdir():
+            if path.is_socket():
+                path.unlink()
+        config.runtime.rmdir()
+    shutil.rmtree(confine.runs(config), ignore_errors=True)
 
 
 def _share(config: Config, users: Users) -> None:

@@ -31,7 +31,7 @@ from valv.assemble.keyd import SOCKET as KEYD
 from valv.assemble.launcher import SOCKET as LAUNCHER
 from valv.assemble.launcher import listen
 from valv.assemble.mount import LEASE
-from valv.assemble.prepare import LOG, PROCESSES, forget_secrets, prepare, views
+from valv.assemble.prepare import LOG, PROCESSES, clear, prepare, views
 from valv.compute.client import LauncherClient
 from valv.compute.process import Child, die_with_parent
 from valv.config import Config
@@ -94,7 +94,7 @@ def up(config: Config, ready: Callable[[], None] | None = None) -> int:
             return supervisor.run(ready)
         finally:
             supervisor.end()
-            forget_secrets(config)
+            clear(config)
 
 
 def running(config: Config) -> int | None:
@@ -187,9 +187,6 @@ class Supervisor:
             self._end(process)
             if process.listener is not None:
                 process.listener.close()
-                for name in (KEYD, LAUNCHER):
-                    if name.startswith(process.name):
-                        (self._config.runtime / name).unlink(missing_ok=True)
 
     def _ask_to_stop(self, *_: object) -> None:
         self._stopping = True

@@ -1,5 +1,7 @@
-"""`valv crypt`: Crypt4GH keys and files on this computer. No node is asked. (What encrypts is imported where it is used:
-help needs none of it.)"""
+"""`valv crypt`: Crypt4GH keys and files on this computer. No node is asked.
+
+What encrypts is imported where it is used: help needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -144,11 +146,7 @@ def _source(file: Path) -> Iterator[BinaryIO]:
     if file == STREAM:
         yield sys.stdin.buffer
         return
-    try:
-        source = file.open("rb")
-    except OSError as error:
-        raise InputFault(f"{file}: {error.strerror}") from None
-    with source:
+    with file.open("rb") as source:
         yield source
 
 

@@ -30,7 +30,7 @@ def run(
     door: Door,
     line: Annotated[
         list[str],
-        typer.Argument(metavar="COMMAND", help="The command and its arguments, after '--'.", show_default=False),
+        typer.Argument(metavar="COMMAND", help="The command, after '--'.", show_default=False),
     ],
     permit: Annotated[str, typer.Option(metavar="ID", help="The permit to work under.", show_default=False)],
     dataset: Annotated[

@@ -160,7 +160,7 @@ class Run:
             if self._watch.look(self._command.init):
                 self._finish(self._out_of_memory())
             elif size(self.outbox, self.limits.scratch) > self.limits.scratch:
-                self._finish(Outcome("memory", detail=f"its outputs took more than {self.limits.scratch} bytes"))
+                self._finish(Outcome("memory", detail=f"outputs take over {self.limits.scratch} bytes or are closed"))
 
     # --- the mount ---
 

@@ -31,7 +31,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """`command`: id of the text that holds the command line. `success`: exit code 0; all that doors show of it."""
+    """`command`: id of the text that holds the command line. `stop`: why it was
+    asked to end early, '' where it was not; `success`: exit code 0; all that doors show of it."""
 
     run_id: str
     owner: str
@@ -45,6 +46,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     queued: datetime
     started: datetime | None = None
     ended: datetime | None = None
+    stop: str = ""
     end: End | None = None
     success: bool = False
     outputs: int = 0
@@ -236,7 +238,7 @@ def evolve(state: Run | None, event: Events) -> Run:
         case Started():
             return msgspec.structs.replace(state, phase="running", started=event.at)
         case StopAsked():
-            return msgspec.structs.replace(state, phase="stopping")
+            return msgspec.structs.replace(state, phase="stopping", stop=event.why)
         case Cancelled():
             return msgspec.structs.replace(state, phase="cancelled")
         case Read():

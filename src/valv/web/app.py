@@ -118,7 +118,7 @@ def _wrong_request(request: Request, _: Exception) -> Response:
 def _unforeseen(request: Request, error: Exception) -> Response:
     """The server logs what it was; the person gets the reference to find it by."""
     reference = secrets.token_hex(4)
-    log.error("unforeseen %s (reference %s)", type(error).__name__, reference)
+    log.error("unforeseen %s (reference %s)", type(error).__name__, reference, exc_info=error)
     row = InternalFault().row
     return _page(_visit(request), row.status, row.title, "", row.hint, InternalFault.code, reference)
 

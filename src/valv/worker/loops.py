@@ -37,10 +37,12 @@ class Worker:
         self._reads: dict[str, dict[str, int]] = {}
         self._mounts: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._resumed = False
 
     def start(self) -> None:
         for name, pause, turn in (
             ("runs", RUNS, self.runs),
+            ("outputs", RUNS, self.outputs),
             ("intake", INTAKE, self.intake),
             ("chores", CHORES, self.chores),
             ("evidence", EVIDENCE, self.evidence),
@@ -75,10 +77,17 @@ class Worker:
 
     @performs("node.operate")
     def runs(self) -> None:
-        """End what may not go on, finish what ended, start what waits, seal what was left."""
+        """End what may not go on, start what waits."""
+        if not self._resumed:
+            running.resume(self._node, self._compute)
+            self._resumed = True
         running.watch(self._node, self._compute)
-        running.collect_ended(self._node, self._compute)
         running.start_queued(self._node, self._compute)
+
+    @performs("node.operate")
+    def outputs(self) -> None:
+        """Seal what ended runs left. A loop of its own, so that large outputs delay no revocation."""
+        running.finish_ended(self._node, self._compute)
 
     @performs("node.operate")
     def intake(self) -> None:
