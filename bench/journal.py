@@ -23,7 +23,6 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.peers.postgres import find_binaries, start
-
 from valv.db.database import Database
 from valv.formats.merkle import Frontier
 from valv.ports.records import Change, Recorded

@@ -253,7 +253,7 @@ class World:
         deposit.process_submitted(self.worker, self.reader)
         steps.start_queued(self.worker, self.compute)
         steps.watch(self.worker, self.compute)
-        steps.collect_ended(self.worker, self.compute)
+        steps.finish_ended(self.worker, self.compute)
         keys = self.worker.keys
         topics: dict[str, Callable[[Node, dict[str, Any]], None]] = {
             "key.confirm": lambda _, body: keys.confirm(body["key_id"]),

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from tests.world import DirectReader, Served
 
+from tests.world import DirectReader, Served
 from valv.api import app as api
 from valv.keys.client import KeydClient
 

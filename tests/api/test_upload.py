@@ -12,7 +12,9 @@ from base64 import b64encode
 
 import httpx
 import pytest
+
 from tests.world import MAX_UPLOAD
+from valv.api import deposits
 
 CONTENT = os.urandom(300_000)
 
@@ -56,6 +58,15 @@ def test_an_upload_that_is_cut_leaves_nothing(w, open_deposit, chunked):
     assert list((w.folder / "store" / "new").iterdir()) == []
     carin = w.person("carin")
     assert carin.ask("PUT", f"/deposits/{open_deposit}/files/cut.bin", content=CONTENT).status_code == 200
+
+
+def test_a_sender_that_falls_silent_counts_as_gone(w, open_deposit, monkeypatch):
+    monkeypatch.setattr(deposits, "IDLE", 0.2)
+    before = w.bodies()
+    with begin(w, f"/api/v1/deposits/{open_deposit}/files/slow", "Content-Length: 1000") as connection:
+        connection.sendall(b"x" * 500)
+        assert b" 400 " in connection.recv(100)
+    assert files(w, open_deposit) == [] and w.bodies() == before
 
 
 def test_the_plain_bytes_touch_no_disk(w, open_deposit):

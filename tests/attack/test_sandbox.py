@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.compute import stand
 from tests.compute.stand import Node, limits
-
 from valv.compute import stream, wire
 from valv.compute.client import LauncherClient
 

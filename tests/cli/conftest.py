@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.world import PASSWORD, World, world
 from typer.testing import CliRunner
 
+from tests.world import PASSWORD, World, world
 from valv.cli.app import build
 from valv.cli.operator import Operator
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Valv
 
+from tests.cli.conftest import Valv
 from valv.cli import client
 from valv.cli.profile import Profile, save
 from valv.formats import crypt4gh

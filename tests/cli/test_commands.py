@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Valv
 
+from tests.cli.conftest import Valv
 from valv.app.operation import action_of
 from valv.assemble.cli_reference import commands
 from valv.cli.app import TREE, load

@@ -11,8 +11,8 @@ import crypt4gh.lib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.cli.conftest import Valv
 
+from tests.cli.conftest import Valv
 from valv.cli import cipher
 from valv.formats.crypt4gh import SEGMENT, build_header, generate_keypair
 

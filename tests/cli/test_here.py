@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.cli.conftest import Calls, Valv
 
+from tests.cli.conftest import Calls, Valv
 from valv.cli import folder, profile, text
 from valv.errors import InputFault
 

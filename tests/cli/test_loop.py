@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.cli.conftest import Valv, working
 from tests.world import COMMITTEE, World
-
 from valv.cli import deposit as deposits
 from valv.cli import run as runs
 

@@ -17,7 +17,7 @@ from valv.assemble.confine import _installation
 UID = 61234
 HERE = Path(__file__).resolve().parent
 
-# A root of its own, in which an unprivileged user reaches the Python installation. Bubblewrap cannot make it, because it
+# A root of its own, in which an unprivileged user reaches the Python installation. Bubblewrap cannot make it: it
 # forbids set-user-id programs for good, and fusermount3 is one.
 ENTER = r"""
 set -e

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.compute import stand
 from tests.compute.stand import Node, limits, running, skip_unless_able
-
 from valv.assemble import confine
 from valv.errors import ComputeFault, Fault, InputFault, RefusedFault
 from valv.ports.compute import RunSpec

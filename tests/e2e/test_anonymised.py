@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e import work
 
+from tests.e2e import work
 from valv.formats import crypt4gh, keyfile
 
 VCF = "1000G.chr22.10.5M-11.0M.hg38.vcf.gz"

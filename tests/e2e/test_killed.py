@@ -23,8 +23,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.conftest import free_port, node_missing
 
+from tests.conftest import free_port, node_missing
 from valv.assemble import demo
 from valv.assemble.demo import COMMITTEE
 from valv.assemble.demo_client import Person

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.e2e import work
 
+from tests.e2e import work
 from valv.assemble import demo_data
 from valv.errors import RefusedFault
 from valv.formats import crypt4gh

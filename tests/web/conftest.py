@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.web import html
 from tests.world import PASSWORD, Served, World, world
-
 from valv.web import app as web
 
 
@@ -50,7 +50,9 @@ class Browser:
         return self._kept(sent)
 
     def upload(self, action: str, files: list[tuple[str, bytes]], **fields: str) -> httpx.Response:
-        parts: list[tuple[str, Any]] = [(name, (None, value)) for name, value in {**self.hidden(action), **fields}.items()]
+        parts: list[tuple[str, Any]] = [
+            (name, (None, value)) for name, value in {**self.hidden(action), **fields}.items()
+        ]
         parts.extend(("files", (name, content)) for name, content in files)
         return self._kept(self.http.post(action, files=parts, follow_redirects=True))
 

@@ -97,7 +97,9 @@ def lacks(content: str) -> list[str]:
 
 
 def _headings(page: Element) -> list[str]:
-    levels = [int(heading.tag[1]) for heading in page.all("main")[0].all("h1", "h2", "h3", "h4")] if page.all("main") else []
+    levels = (
+        [int(heading.tag[1]) for heading in page.all("main")[0].all("h1", "h2", "h3", "h4")] if page.all("main") else []
+    )
     return [f"heading {b} follows {a}" for a, b in zip(levels, levels[1:], strict=False) if b > a + 1]
 
 

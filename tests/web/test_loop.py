@@ -8,6 +8,7 @@ import re
 
 import crypt4gh.lib
 import pytest
+
 from tests.web.conftest import Portal
 
 LOGO = b"\x89PNG\r\n\x1a\n" + b"\0" * 100
@@ -73,7 +74,12 @@ def test_compute_on_identifiable_data(portal: Portal) -> None:
     assert 'http-equiv="refresh"' in rikard.page and "wc -l" in rikard.page
     table = io.StringIO()
     csv.writer(table).writerows([["disease", "count"], ["flu", 12], ["<script>alert(1)</script>", 9]])
-    outputs = {"counts.csv": table.getvalue().encode(), "plot.png": LOGO, "stdout.txt": b"done \x1b[31m\n", "raw.bin": b"\0\xff"}
+    outputs = {
+        "counts.csv": table.getvalue().encode(),
+        "plot.png": LOGO,
+        "stdout.txt": b"done \x1b[31m\n",
+        "raw.bin": b"\0\xff",
+    }
     portal.world.work(outputs)
     assert "Outputs sealed" in rikard.see(run)
     found = re.search(r"/releases/\w+", rikard.page)
@@ -179,7 +185,14 @@ def test_an_application_is_returned_changed_and_rejected(portal: Portal) -> None
     assert "Name the &lt;b&gt;disease" in rikard.see(path)
     rikard.see(f"{path}/edit")
     assert 'value="ronja"' in rikard.page and 'value="methods" checked' in rikard.page
-    form = {"title": "Changed", "datasets": "returns", "aim": "disease", "country": "SE", "mode": "compute", "days": "30"}
+    form = {
+        "title": "Changed",
+        "datasets": "returns",
+        "aim": "disease",
+        "country": "SE",
+        "mode": "compute",
+        "days": "30",
+    }
     rikard.send(f"{path}/edit", form)
     assert rikard.status == 400 and 'href="#diseases"' in rikard.page
     rikard.send(f"{path}/edit", form | {"diseases": "MONDO:0005147", "ethics_approval": "yes"})
@@ -202,7 +215,17 @@ def test_an_application_is_returned_changed_and_rejected(portal: Portal) -> None
 @pytest.mark.parametrize("name", ["carin", "rikard", "dagny", "kerttu", "audun", "olle", "nemo"])
 def test_everybody_sees_their_own_places(portal: Portal, name: str) -> None:
     browser = portal.person(name)
-    for path in ("/", "/catalogue", "/account", "/deposits", "/applications", "/permits", "/runs", "/releases", "/runs/new"):
+    for path in (
+        "/",
+        "/catalogue",
+        "/account",
+        "/deposits",
+        "/applications",
+        "/permits",
+        "/runs",
+        "/releases",
+        "/runs/new",
+    ):
         browser.see(path)
     assert browser.get("/ledger").status_code == (200 if name in ("audun", "olle") else 403)
     assert browser.get("/applications/new").status_code == (200 if name == "rikard" else 403)

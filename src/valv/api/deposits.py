@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Final
 
+import anyio
 import anyio.from_thread
 import anyio.to_thread
 from fastapi import Header, Request
@@ -29,6 +30,8 @@ router = routes("deposits", f"{PREFIX}/deposits")
 
 UPLOADS: Final = 64
 """Files that arrive at the same time; further ones wait for a place."""
+IDLE: Final = 120.0
+"""Seconds without a byte after which a sender counts as gone."""
 _SHA256: Final = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]+=*):")
 
 
@@ -116,7 +119,8 @@ async def receive_file(
     body = request.stream()
 
     async def more() -> bytes | None:
-        return await anext(body, None)
+        with anyio.fail_after(IDLE):
+            return await anext(body, None)
 
     def chunks() -> Iterator[bytes]:
         """Runs in the worker thread and pulls, so that what is not encrypted yet stays with the sender."""
@@ -124,7 +128,7 @@ async def receive_file(
             while (chunk := anyio.from_thread.run(more)) is not None:
                 if chunk:
                     yield chunk
-        except ClientDisconnect:
+        except (ClientDisconnect, TimeoutError):
             raise InputFault("the file ended early", "send it again") from None
 
     def receive() -> deposit.Received:

@@ -24,8 +24,8 @@ from valv.ports.records import Unit
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
     """What an applicant fills in. `datasets`: names, each with `@version` or the newest; `purpose`: DUO terms
-    (`HMB`, `DS=MONDO:0005147`, `NPU` …: what the use is, and what the applicant promises); `people`: account names. `for_profit`,
-    `commercial`: None is not declared."""
+    (`HMB`, `DS=MONDO:0005147`, `NPU` …: what the use is, and what the applicant promises); `people`: account names;
+    `for_profit`, `commercial`: None is not declared."""
 
     title: str
     summary: str = ""

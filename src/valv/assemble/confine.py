@@ -27,7 +27,6 @@ INSIDE: Final = Path("/runs")
 """Where the launcher of a node that root started sees the folders of its runs: a place that every run's user can
 reach, because it must find its own there."""
 SECRETS: Final = "secrets"
-NOTHING: Final = "nothing"
 READERS: Final = 64
 _RUNS: Final = 100
 _READERS_FROM: Final = 900
@@ -141,12 +140,9 @@ def runtime(config: Config, uid: int) -> tuple[Path, Path]:
 
 
 def secrets_seen(config: Config, name: str) -> tuple[tuple[Path, Path], ...]:
-    """Where process `name` sees each secret file that the configuration names: its own copy, or nothing."""
-    folder = config.runtime / SECRETS
-    seen = []
-    for key, path, readers in secrets(config):
-        seen.append((folder / name / key if name in readers else folder / NOTHING, path))
-    return tuple(seen)
+    """Where process `name` sees the secret files that it needs: copies of its own in place of the files."""
+    folder = config.runtime / SECRETS / name
+    return tuple((folder / key, path) for key, path, readers in secrets(config) if name in readers)
 
 
 def secrets(config: Config) -> list[tuple[str, Path, tuple[str, ...]]]:

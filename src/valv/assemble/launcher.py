@@ -74,7 +74,7 @@ def settings(config: Config) -> Settings:
     folder = INSIDE if users.root else confine.runs(config)
     node = ("--node", config.home)
     toml = Path(config.home, "valv.toml")
-    seen = (*confine.same(config.path(config.storage.path), toml), *confine.secrets_seen(config, "mount"))
+    seen = confine.same(config.path(config.storage.path), toml)
 
     def view(uid: int) -> View:
         read = (*seen, confine.runtime(config, uid))

@@ -7,8 +7,8 @@ Where root starts the node, the folders are shared out among its users (`confine
     runtime folder   sockets, by the node's group; nobody may remove what is another's (sticky)
     valv.toml        all may read it; it holds no secret
 
-A secret that the configuration names is copied into the runtime folder for the process that needs it, and put in its
-place in that process's view; all others see an empty file there.
+A secret that the configuration names is copied into the runtime folder for the process that needs it, and the copy put
+in its place in that process's view; others do not see it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def prepare(config: Config, users: Users) -> None:
         _folder(runtime, 0o1770 if users.root else 0o700, group=users.group if users.root else None)
         _folder(confine.runs(config), 0o711)
         _folder(Path(config.home, LOG), 0o750)
-        for folder in (Path(config.home, "db"), config.path(config.storage.path)):
+        for folder in (Path(config.home, "db"), config.path(config.storage.path), config.path(config.mail.folder)):
             folder.mkdir(exist_ok=True, parents=True)
         if users.root:
             _share(config, users)
@@ -65,14 +65,14 @@ def views(config: Config, users: Users) -> dict[str, View]:
 
     found = {
         "keyd": view("keyd", users.keyd, [config.path(config.keys.path)], network=False),
-        "worker": view("worker", users.worker, data, network=True),
+        "worker": view("worker", users.worker, [*data, config.path(config.mail.folder)], network=True),
         "serve": view("serve", users.serve, data, network=True),
     }
     if users.root:
         runtime = config.runtime
         found["launcher"] = View(
             uid=None,
-            read=(*confine.same(toml, store, runtime), *confine.secrets_seen(config, "launcher")),
+            read=confine.same(toml, store, runtime),
             write=((confine.runs(config), INSIDE), *confine.same(Path("/proc"), Path("/sys"))),
             devices=(Path("/dev/fuse"),),
             own_proc=False,
@@ -86,7 +86,6 @@ def _copy_secrets(config: Config, users: Users) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _folder(folder, 0o711)
     owners = {"keyd": users.keyd, "serve": users.serve, "worker": users.worker}
-    _write(folder / confine.NOTHING, b"")
     for key, path, readers in confine.secrets(config):
         for name in readers:
             _folder(folder / name, 0o700, owner=owners[name] if users.root else None)
@@ -112,7 +111,7 @@ def _share(config: Config, users: Users) -> None:
         for path in (keys, *keys.rglob("*")):
             os.chown(path, users.keyd, users.keyd, follow_symlinks=False)
         keys.chmod(0o700)
-    for top in (Path(config.home, "db"), config.path(config.storage.path)):
+    for top in (Path(config.home, "db"), config.path(config.storage.path), config.path(config.mail.folder)):
         if top.stat().st_gid != users.group or top.name == "db":  # a large store is gone through once only
             for path in (*top.rglob("*"), top):
                 _give(path, users.group)

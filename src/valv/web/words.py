@@ -91,7 +91,7 @@ def size(count: int) -> str:
     for unit in ("KiB", "MiB", "GiB", "TiB"):
         value /= 1024
         if value < 1024:
-            return f"{value:.1f} {unit}"
+            return f"{value:.1f}".removesuffix(".0") + f" {unit}"
     return f"{value / 1024:.1f} PiB"
 
 
