@@ -33,8 +33,6 @@ from valv.errors import (
 from valv.ports.compute import Limits, MountedFile, Skipped
 from valv.ports.lease import TERM, Beat
 
-FILE = MountedFile("f1", "set/a", "body", b"\0header\xff", "key", 10, bytes(32))
-
 # --- wire ---
 
 

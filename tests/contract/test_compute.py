@@ -278,6 +278,21 @@ def test_losing_the_permit_ends_reads_and_run(node: Node, run_id: str) -> None:
     assert status.reads[file.file_id] > 0
 
 
+@pytest.mark.slow
+def test_silence_about_the_permit_ends_reads_and_then_the_run(node: Node, run_id: str) -> None:
+    file = node("put", "set/data", os.urandom(1 << 20))
+    script = "while cat /data/set/data >/dev/null; do sleep 0.02; done; echo denied > /outbox/seen; sleep 300"
+    node("start", run_id, ("/bin/sh", "-c", script), (file,))
+    node.until(run_id, lambda status: status.reads)
+    node("set", "silent", True)
+    try:
+        status = node.wait(run_id, 120)
+    finally:
+        node("set", "silent", False)
+    assert status.end == "revoked"
+    assert node("collect", run_id)[0]["seen"] == b"denied\n"
+
+
 def test_a_run_without_permit_reads_nothing(node: Node, run_id: str) -> None:
     file = node("put", "set/data", b"secret")
     node("deny", run_id)

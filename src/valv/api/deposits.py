@@ -30,6 +30,8 @@ router = routes("deposits", f"{PREFIX}/deposits")
 
 UPLOADS: Final = 64
 """Files that arrive at the same time; further ones wait for a place."""
+PIECE: Final = 1 << 18
+"""Bytes that are gathered before they are handed to the thread that encrypts."""
 IDLE: Final = 120.0
 """Seconds without a byte after which a sender counts as gone."""
 _SHA256: Final = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]+=*):")
@@ -118,16 +120,22 @@ async def receive_file(
         raise refuse("path_wrong", "the file name is not UTF-8")
     body = request.stream()
 
-    async def more() -> bytes | None:
-        with anyio.fail_after(IDLE):
-            return await anext(body, None)
+    async def more() -> bytes:
+        """The next piece; empty at the end."""
+        piece = bytearray()
+        while len(piece) < PIECE:
+            with anyio.fail_after(IDLE):
+                chunk = await anext(body, None)
+            if chunk is None:
+                break
+            piece += chunk
+        return bytes(piece)
 
     def chunks() -> Iterator[bytes]:
         """Runs in the worker thread and pulls, so that what is not encrypted yet stays with the sender."""
         try:
-            while (chunk := anyio.from_thread.run(more)) is not None:
-                if chunk:
-                    yield chunk
+            while piece := anyio.from_thread.run(more):
+                yield piece
         except (ClientDisconnect, TimeoutError):
             raise InputFault("the file ended early", "send it again") from None
 

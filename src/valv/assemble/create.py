@@ -41,11 +41,14 @@ def create_node(
     port: int = 8600,
     passphrase: bytes = b"",
     demo: bool = False,
+    database: str = "",
+    database_password_file: str = "",
 ) -> Config:
     """Make a node in `directory`: configuration, keys, empty database and store.
 
     Without a `passphrase` a random one is kept in `secrets/passphrase` (mode 600), so that the node can start by
-    itself. Raises `ConflictFault` where there is a node already.
+    itself. `database`: a PostgreSQL URL in place of the embedded database, its password in a file. Raises
+    `ConflictFault` where there is a node already.
     """
     from valv.assemble import keyd
     from valv.db.database import Database
@@ -59,6 +62,8 @@ def create_node(
             (directory / part).mkdir(exist_ok=True, mode=0o770)
         (directory / "secrets").mkdir(exist_ok=True, mode=0o700)
         text = _toml(name, country, unit, title, port, demo=demo, kept=not passphrase)
+        if database:
+            text += f"\n[database]\nurl = {_quoted(database)}\npassword_file = {_quoted(database_password_file)}\n"
         if not passphrase:
             passphrase = secrets.token_urlsafe(32).encode()
             write(directory / "secrets" / "passphrase", passphrase + b"\n", 0o600)
@@ -68,9 +73,10 @@ def create_node(
     try:
         config = configuration.load(directory, secrets=True)
         keyd.create(config, passphrase)
-        database = Database(config.database_url)
-        database.create()
-        database.close()
+        password = str(config.path(config.database.password_file)) if config.database.password_file else ""
+        records = Database(config.database_url, password)
+        records.create()
+        records.close()
     except BaseException:
         toml.unlink()  # a folder without configuration is no node: the same command can be given again
         raise
@@ -100,26 +106,27 @@ def create_accounts(directory: Path, accounts: Sequence[Account]) -> dict[str, s
 
 
 def _toml(name: str, country: str, unit: str, title: str, port: int, *, demo: bool, kept: bool) -> str:
-    def quoted(value: str) -> str:
-        return msgspec.json.encode(value).decode()  # a JSON string is a TOML basic string
-
     lines = [
         "# The node's configuration. 'valv config check' explains each fault; docs/configuration.md each setting.",
         "[node]",
-        f"name = {quoted(name)}",
-        f"country = {quoted(country)}",
-        f"unit = {quoted(unit)}",
-        f"title = {quoted(title)}",
+        f"name = {_quoted(name)}",
+        f"country = {_quoted(country)}",
+        f"unit = {_quoted(unit)}",
+        f"title = {_quoted(title)}",
         f"demo = {'true' if demo else 'false'}",
         "",
         "[serve]",
         f"port = {port}",
         "",
         "[keys]",
-        f"passphrase_file = {quoted('secrets/passphrase' if kept else '')}",
+        f"passphrase_file = {_quoted('secrets/passphrase' if kept else '')}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return msgspec.json.encode(value).decode()  # a JSON string is a TOML basic string
 
 
 def write(path: Path, content: bytes, mode: int) -> None:

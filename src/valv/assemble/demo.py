@@ -48,8 +48,9 @@ ACCOUNTS = (
 READY = 60.0
 
 
-def prepare(directory: Path, port: int = 8600) -> Config:
-    """The demonstration's node: made where there is none, with accounts whose passwords lie in `demo/accounts.json`."""
+def prepare(directory: Path, port: int = 8600, database: str = "", password_file: str = "") -> Config:
+    """The demonstration's node: made where there is none, with accounts whose passwords lie in `demo/accounts.json`.
+    `database`: a PostgreSQL URL in place of the embedded database."""
     if not (directory / "valv.toml").exists():
         create.create_node(
             directory,
@@ -59,6 +60,8 @@ def prepare(directory: Path, port: int = 8600) -> Config:
             title="Valv demonstration",
             port=port,
             demo=True,
+            database=database,
+            database_password_file=password_file,
         )
     if not accounts_file(directory).exists():
         wanted = [_with_password(account) for account in ACCOUNTS]

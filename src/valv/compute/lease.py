@@ -85,7 +85,8 @@ class LeaseServer:
     def __init__(self, path: str | Path, decide: Callable[[Beat, int], bool]) -> None:
         self._path = Path(path)
         self._decide = decide
-        self._slots = threading.BoundedSemaphore(_CONNECTIONS)
+        self._connections: set[socket.socket] = set()
+        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -96,7 +97,12 @@ class LeaseServer:
         self._thread.start()
 
     def close(self) -> None:
+        """From now on nobody gets an answer."""
         self._closing.set()
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -115,9 +121,11 @@ class LeaseServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            if not self._slots.acquire(blocking=False):
-                connection.close()
-                continue
+            with self._lock:
+                if self._closing.is_set() or len(self._connections) >= _CONNECTIONS:
+                    connection.close()
+                    continue
+                self._connections.add(connection)
             threading.Thread(target=self._serve, args=(connection,), name="lease", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -138,7 +146,8 @@ class LeaseServer:
         except OSError:
             return  # the mount has ended
         finally:
-            self._slots.release()
+            with self._lock:
+                self._connections.discard(connection)
 
     def _answer(self, line: bytes, uid: int) -> bool:
         try:

@@ -1,0 +1,102 @@
+"""`valv doctor`: looks at a node, its machine, its records and its processes; each fault with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from valv import config as configuration
+from valv.app import inspection
+from valv.app.inspection import Finding
+from valv.app.node import Node
+from valv.assemble import up
+from valv.assemble.node import build
+from valv.config import Config
+from valv.errors import Fault
+
+SWEPT_WHEN_DOWN = "stop the node and run 'valv doctor' again: what no record points to is then deleted"
+
+
+def doctor(directory: Path, console: Console | None = None) -> int:
+    """Print what is found. Returns 0 where nothing is wrong, else 1, or the exit code of a configuration's fault.
+
+    While the node is down, bodies that no record points to (left by a crash) are deleted.
+    """
+    console = console or Console()
+    try:
+        config = configuration.load(directory, secrets=True)
+    except Fault as fault:
+        console.print(f"[red]✗[/] {fault}")
+        return fault.row.exit
+    node = build(config).node
+    running = up.running(config)
+    console.print(f"{config.node.title} in {config.home}: {'up' if running else 'down'}")
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("the machine has what the processes need", lambda: _machine(config)),
+        ("files can be read only by those who should", lambda: _modes(config)),
+        ("the database answers and has this release's schema", lambda: _database(node)),
+        ("the ledger holds under its newest signed checkpoint", lambda: _ledger(node, bool(running))),
+        ("states are what their events say", lambda: inspection.snapshots(node)),
+        ("every file is in the store, and nothing else", lambda: _bodies(node, bool(running))),
+        ("deliveries get through", lambda: inspection.outbox(node)),
+    ]
+    wrong = 0
+    for name, look in checks:
+        try:
+            found = list(look())
+        except Fault as fault:
+            found = [Finding(str(fault), "")]
+        console.print(f"{'[red]✗[/]' if found else '[green]✓[/]'} {name}")
+        for finding in found[:20]:
+            console.print(f"    {finding.what}" + (f"\n      → {finding.hint}" if finding.hint else ""))
+        wrong += len(found)
+    return 1 if wrong else 0
+
+
+def _machine(config: Config) -> Iterator[Finding]:
+    try:
+        up.check(config)
+    except Fault as fault:
+        yield Finding(fault.detail, fault.hint or fault.row.hint)
+
+
+def _modes(config: Config) -> Iterator[Finding]:
+    for name in ("db", config.storage.path, config.keys.path):
+        path = config.path(name)
+        if path.exists() and path.stat().st_mode & 0o007:
+            yield Finding(f"{path} can be entered by everybody", f"chmod o-rwx {path}")
+
+
+def _database(node: Node) -> Iterator[Finding]:
+    with node.records.reading() as unit:
+        unit.head()
+    yield from ()
+
+
+def _ledger(node: Node, running: bool) -> Iterator[Finding]:
+    from valv.db.database import Database
+
+    assert isinstance(node.records, Database)
+    # The verifier key is public; the key holder tells it while it runs. Without it the signature is left aside.
+    key = node.keys.status().log_key if running else ""
+    report = node.records.verify(vkey=key)
+    if not report.ok:
+        yield Finding(
+            report.fault, "the ledger was changed: keep the disk as it is and call the data-protection officer"
+        )
+
+
+def _bodies(node: Node, running: bool) -> Iterator[Finding]:
+    missing, left = inspection.bodies(node)
+    for name in sorted(missing):
+        yield Finding(f"{name} is missing in the store", "restore it from a backup")
+    if left and running:
+        # While files arrive, a name can be in the store a moment before its record says so.
+        settled = left & inspection.bodies(node)[1]
+        if settled:
+            yield Finding(f"{len(settled)} bodies belong to no record", SWEPT_WHEN_DOWN)
+    elif left:
+        for name in sorted(left):
+            node.storage.delete(name)
