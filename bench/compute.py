@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.compute import stand
 
 ROUNDS = 30
-LIMIT = 200.0
+LIMIT = 80.0
 """A run may cost so many times a bare `bwrap true`."""
 
 

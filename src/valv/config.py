@@ -30,6 +30,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Serve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the node listens. `public_url`: how people reach it, where that differs; `max_upload`: bytes of a file."""
+
     host: str = "127.0.0.1"
     port: int = 8600
     public_url: str = ""
@@ -44,6 +46,8 @@ class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`backend`: an entry point of the group `valv.storage`; `path`: the folder of the backend `local`."""
+
     backend: str = "local"
     path: str = "store"
 

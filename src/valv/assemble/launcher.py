@@ -19,13 +19,13 @@ from typing import Final
 from valv import config as configuration
 from valv.assemble import confine
 from valv.assemble.confine import INSIDE, Users, View
+from valv.assemble.sockets import LAUNCHER
 from valv.compute import cgroup, command, scratch, seccomp
 from valv.compute.launcher import Launcher, Settings
 from valv.config import Config
 from valv.errors import ComputeFault, ConflictFault, Fault, UnreachableFault
 from valv.ports.compute import Limits
 
-SOCKET: Final = "launcher.sock"
 OUTBOX: Final = Path("/outbox")
 _BACKLOG: Final = 128
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = configuration.load(options.node)
         command.check()
         listener = (
-            listen(config.runtime / SOCKET) if options.listen_fd is None else socket.socket(fileno=options.listen_fd)
+            listen(config.runtime / LAUNCHER) if options.listen_fd is None else socket.socket(fileno=options.listen_fd)
         )
         listener.set_inheritable(False)
         launcher = Launcher(settings(config), listener)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from valv import config as configuration
-from valv.assemble.keyd import SOCKET as KEYD
+from valv.assemble.sockets import KEYD, LEASE
 from valv.compute import wire
 from valv.compute.lease import LeaseClient
 from valv.compute.reports import Reporter
@@ -23,8 +23,6 @@ from valv.ports.compute import MountedFile
 from valv.ports.storage import Place
 from valv.storage.local import LocalStorage
 from valv.vault.mount import MountServer
-
-LEASE: Final = "lease.sock"
 
 log: Final = logging.getLogger("valv.mount")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from valv import config as configuration
-from valv.assemble.keyd import SOCKET as KEYD
+from valv.assemble.sockets import KEYD
 from valv.compute import wire
 from valv.compute.stream import Sender
 from valv.config import Config

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterator
+from inspect import cleandoc
 from itertools import groupby
 from pathlib import Path
 from typing import get_args
@@ -18,6 +19,7 @@ import msgspec
 from valv.assemble.explore import SAMPLES, Sample, explore
 from valv.assemble.policies import load_policies
 from valv.assemble.rights import ACTOR_TEXTS, ACTORS, answer, classes_of, table
+from valv.config import SECTIONS
 from valv.core.authorize import ACTIONS, Policies
 from valv.core.process import command_name, tag
 from valv.errors import CATALOGUE
@@ -147,10 +149,27 @@ def rights() -> str:
     return "".join("\t".join(row) + "\n" for row in table())
 
 
+def configuration() -> str:
+    """`docs/generated/configuration.md`: every setting with its type and default."""
+    lines = [
+        HEAD,
+        "# Configuration\n",
+        "One TOML file, `valv.toml` in the node's folder. `valv config check FILE` names every fault in it. Relative"
+        " paths start at the node's folder; secrets are named by file, never by value.",
+    ]
+    for section, kind in SECTIONS.items():
+        lines += [f"\n## [{section}]\n", cleandoc(kind.__doc__ or ""), "\n| key | type | default |", "|---|---|---|"]
+        for field in msgspec.structs.fields(kind):
+            default = "required" if field.required else f"`{msgspec.json.encode(field.default).decode()}`"
+            lines.append(f"| `{field.name}` | {getattr(field.type, '__name__', field.type)} | {default} |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES = {
     "docs/generated/processes.md": processes,
     "docs/generated/actions.md": actions,
     "docs/generated/errors.md": errors,
+    "docs/generated/configuration.md": configuration,
     "tests/golden/authorize.tsv": rights,
     "tests/golden/events.tsv": events,
 }

@@ -27,11 +27,9 @@ from typing import IO, Final
 from valv import config as configuration
 from valv.assemble import confine
 from valv.assemble.confine import Users, View
-from valv.assemble.keyd import SOCKET as KEYD
-from valv.assemble.launcher import SOCKET as LAUNCHER
 from valv.assemble.launcher import listen
-from valv.assemble.mount import LEASE
 from valv.assemble.prepare import LOG, PROCESSES, clear, prepare, views
+from valv.assemble.sockets import KEYD, LAUNCHER, LEASE
 from valv.compute.client import LauncherClient
 from valv.compute.process import Child, die_with_parent
 from valv.config import Config
