@@ -20,7 +20,7 @@ import uvicorn
 
 from tests.keys import running as keyd
 from valv.api import app as api
-from valv.app import account, dataset, deposit, outbox
+from valv.app import account, dataset, intake, outbox
 from valv.app import running as steps
 from valv.app.node import Node
 from valv.app.streams import DATASET, find
@@ -250,7 +250,7 @@ class World:
     def work(self, outputs: Mapping[str, bytes] = {}) -> None:
         """Publish what was handed in, run what was queued (leaving `outputs`), deliver what is for the keys."""
         self.compute.outputs = dict(outputs)
-        deposit.process_submitted(self.worker, self.reader)
+        intake.process_submitted(self.worker, self.reader)
         steps.start_queued(self.worker, self.compute)
         steps.watch(self.worker, self.compute)
         steps.finish_ended(self.worker, self.compute)

@@ -178,20 +178,22 @@ def test_nobody_is_there(valv: Valv, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_is_sent_again_when_the_connection_breaks(node: Valv, script: Script, tmp_path: Path) -> None:
-    (tmp_path / "a b").write_bytes(b"x" * 3_000_000)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a b").write_bytes(b"x" * 3_000_000)
     digest = hashlib.sha256(b"x" * 3_000_000).hexdigest()
     view = {"deposit_id": "d", "dataset": "s", "files": [], "state": {"phase": "submitted", "version": None}}
     script.on("GET", "/api/v1/deposits/d", said(view))
     script.on("PUT", "/api/v1/deposits/d/files/a%20b", hung_up, problem(409, "file_known"))
     script.on("POST", "/api/v1/deposits/d/submission", said(view))
-    node.good("deposit", tmp_path, "--continue", "d")
+    node.good("deposit", data, "--continue", "d")
     sent = [(headers, body) for method, _, headers, body in script.seen if method == "PUT"]
     assert [hashlib.sha256(body).hexdigest() for _, body in sent] == [digest, digest]
     assert all(headers["Content-Digest"].startswith("sha-256=:") for headers, _ in sent)
     assert script.seen[-2][3] == b'{"expected":["a b"]}'
     # Known at the first sending is another file of that name.
     script.on("PUT", "/api/v1/deposits/d/files/a%20b", problem(409, "file_known"))
-    node.bad(65, "deposit", tmp_path, "--continue", "d")
+    node.bad(65, "deposit", data, "--continue", "d")
 
 
 def _listed(path: str, plain: bytes) -> dict[str, Any]:

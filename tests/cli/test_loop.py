@@ -16,6 +16,7 @@ from tests.world import COMMITTEE, World
 from valv.cli import deposit as deposits
 from valv.cli import run as runs
 
+pytestmark = pytest.mark.timeout(120)
 LogIn = Callable[[str], Valv]
 VCF = b"##fileformat=VCFv4.3\n" + b"1\t100\t.\tA\tG\n" * 20_000
 NEEDED = ("--class", "anonymised", "--consent", "GRU", "--committee", COMMITTEE)

@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from valv.app import dataset as datasets
-from valv.app import outbox, reading, streams
+from valv.app import streams
 from valv.app.node import Node, Who, allow, derived_id, new_id, refuse
 from valv.app.streams import DATASET, DEPOSIT, Step, retried
-from valv.core import dataset, deposit
+from valv.core import deposit
 from valv.core.authorize import Resource
 from valv.core.classes import DataClass
-from valv.core.process import NODE
-from valv.errors import ConflictFault, Fault, FormatFault, IntegrityFault, KeyFault, MissingFault, RefusedFault
+from valv.errors import ConflictFault, FormatFault, RefusedFault
 from valv.formats import crypt4gh, duo, participants, paths
 from valv.formats.seal import sidecar
-from valv.ports.compute import Reader
 from valv.ports.records import Unit
 from valv.vault.encrypt import Encryptor, Sealed
 from valv.vault.take import Taker
@@ -147,13 +144,13 @@ def receive(
             node, str(row["body"]), state.key_id, state.claimed, _limited(node, first, stream), taken, declared, path
         )
     except BaseException:
-        _forget(node, row)
+        forget(node, row)
         raise
     with node.records.writing() as unit:
         kept = unit.update("file", {"id": file_id}, values | {"state": "received", "received": node.clock()})
     if not kept:
         # Another sender of the same file took its place meanwhile: what nobody points to must not stay.
-        _forget(node, row)
+        forget(node, row)
         raise ConflictFault(f"{path[:80]!r} was sent twice at the same time", "look which one was kept")
     return _received(row | values | {"state": "received"})
 
@@ -242,7 +239,7 @@ def _at_least(stream: Iterator[bytes], count: int) -> bytes:
     return first
 
 
-def _forget(node: Node, row: dict[str, Any]) -> None:
+def forget(node: Node, row: dict[str, Any]) -> None:
     """Drop a file that did not arrive whole: bodies first, so that a fault here leaves a row to find them by."""
     _drop_bodies(node, row)
     with node.records.writing() as unit:
@@ -333,120 +330,3 @@ def mine(node: Node, who: Who) -> list[View]:
         found = unit.rows("dataset", {"id": sorted({state.dataset_id for state in states})}) if states else []
     name = {row["id"]: row["name"] for row in found}
     return [View(deposit_id=s.deposit_id, dataset=name[s.dataset_id], state=s, files=[]) for s in states]
-
-
-# --- the node's own steps ---
-
-
-def process_submitted(node: Node, reader: Reader) -> int:
-    """Verify and publish every deposit that was handed in. Returns how many were dealt with."""
-    with node.records.reading() as unit:
-        waiting = streams.find(unit, DEPOSIT, phases=("submitted",), newest_first=False, limit=20)
-    for state in waiting:
-        try:
-            _verify(node, reader, state)
-        except (IntegrityFault, FormatFault, KeyFault, MissingFault) as fault:
-            # The custodian's files are at fault; storage or a process that is away is retried instead.
-            _fail(node, state, str(fault))
-        else:
-            _publish(node, state)
-    return len(waiting)
-
-
-def _verify(node: Node, reader: Reader, state: deposit.Deposit) -> None:
-    """Open every file that came encrypted (the node has not seen it plain yet), and look that all bodies are there."""
-    with node.records.reading() as unit:
-        rows = unit.rows("file", {"deposit": state.deposit_id}, order="path")
-    for row in rows:
-        if row["state"] != "received":
-            continue
-        values: dict[str, Any] = {"state": "verified"}
-        if node.storage.size(row["body"]) != row["cipher_size"]:
-            raise IntegrityFault(f"{row['path']}: the stored body does not have the size that was received")
-        if row["sha256"] is None:
-            values["sha256"] = _digest(node, reader, row)
-        with node.records.writing() as unit:
-            unit.update("file", {"id": row["id"]}, values)
-
-
-def _digest(node: Node, reader: Reader, row: dict[str, Any]) -> bytes:
-    whole = hashlib.sha256()
-    try:
-        for chunk in reading.plain(node, reader, reading.mounted(row, row["path"])):
-            whole.update(chunk)
-    except Fault as fault:
-        fault.detail = f"{row['path']}: {fault.detail}"
-        raise
-    return whole.digest()
-
-
-@retried
-def _fail(node: Node, state: deposit.Deposit, reason: str) -> None:
-    at = node.clock()
-    with node.records.writing() as unit:
-        now, version = streams.need(unit, DEPOSIT, state.deposit_id)
-        events = deposit.decide(now, deposit.Fail(by=NODE, at=at, reason=reason), deposit.Facts())
-        step = Step(DEPOSIT, state.deposit_id, version, now, events)
-        streams.commit(unit, [step], by=NODE, at=at, command=f"fail:{state.deposit_id}")
-        outbox.mail(
-            unit,
-            at,
-            key=f"deposit-failed:{state.deposit_id}",
-            account=state.custodian,
-            subject="A deposit could not be taken",
-            body=f"Deposit {state.deposit_id} was not published: {reason}. Nothing of it is visible.",
-        )
-
-
-@retried
-def _publish(node: Node, state: deposit.Deposit) -> None:
-    """All or nothing: the version, its files, the catalogue row, and the scan that a claim of anonymity needs."""
-    at = node.clock()
-    with node.records.writing() as unit:
-        now, version = streams.need(unit, DEPOSIT, state.deposit_id)
-        if now.phase != "submitted":
-            return
-        rows = unit.rows("file", {"deposit": state.deposit_id}, order="path")
-        owner, owner_version = streams.need(unit, DATASET, state.dataset_id)
-        add = dataset.AddVersion(
-            by=NODE,
-            at=at,
-            deposit_id=state.deposit_id,
-            key_id=state.key_id,
-            claimed=state.claimed,
-            consent=state.consent,
-            files=state.files,
-            size=state.size,
-            manifest=manifest(rows),
-            participants=int(any(row["path"] == PARTICIPANTS for row in rows)),
-        )
-        added = Step(DATASET, state.dataset_id, owner_version, owner, dataset.decide(owner, add, dataset.Facts()))
-        current = added.after.current
-        assert current is not None
-        publish = deposit.Publish(by=NODE, at=at, version=current.number)
-        published = Step(DEPOSIT, state.deposit_id, version, now, deposit.decide(now, publish, deposit.Facts()))
-        streams.commit(unit, [added, published], by=NODE, at=at, command=f"publish:{state.deposit_id}")
-        unit.update("file", {"deposit": state.deposit_id}, {"version": current.number})
-        unit.insert(
-            "dataset_version_file",
-            [
-                {"dataset": state.dataset_id, "version": current.number, "file": row["id"]}
-                for row in rows
-                if row["path"] != PARTICIPANTS
-            ],
-        )
-        datasets.refresh(unit, added.after, at)
-
-
-def clear_dead(node: Node) -> int:
-    """Drop files of deposits that ended without being published, and of senders that died an hour ago."""
-    dropped = 0
-    old = node.clock() - timedelta(hours=1)
-    with node.records.reading() as unit:
-        ended = [s.deposit_id for s in streams.find(unit, DEPOSIT, phases=("failed", "cancelled"), limit=1000)]
-        rows = unit.rows("file", {"deposit": ended}) if ended else []
-        rows += [row for row in unit.rows("file", {"state": "arriving"}) if row["received"] < old]
-    for row in rows:
-        _forget(node, row)
-        dropped += 1
-    return dropped

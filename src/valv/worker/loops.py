@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from valv.app import deposit, ledger, outbox, permit, running, scan
+from valv.app import intake, ledger, outbox, permit, running, scan
 from valv.app.node import Node
 from valv.app.operation import performs
 from valv.errors import ConflictFault, Fault
@@ -91,7 +91,7 @@ class Worker:
 
     @performs("node.operate")
     def intake(self) -> None:
-        deposit.process_submitted(self._node, self._reader)
+        intake.process_submitted(self._node, self._reader)
         scan.step(self._node, self._reader)
 
     @performs("node.operate")
@@ -107,7 +107,7 @@ class Worker:
             reads, self._reads = self._reads, {}
         for run_id, totals in reads.items():
             running.record_reads(self._node, run_id, totals)
-        deposit.clear_dead(self._node)
+        intake.clear_dead(self._node)
 
     @performs("node.operate")
     def lease(self, beat: Beat, uid: int) -> bool:
