@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -100,7 +101,7 @@ def _headings(page: Element) -> list[str]:
     levels = (
         [int(heading.tag[1]) for heading in page.all("main")[0].all("h1", "h2", "h3", "h4")] if page.all("main") else []
     )
-    return [f"heading {b} follows {a}" for a, b in zip(levels, levels[1:], strict=False) if b > a + 1]
+    return [f"heading {b} follows {a}" for a, b in itertools.pairwise(levels) if b > a + 1]
 
 
 def _every(element: Element) -> list[Element]:

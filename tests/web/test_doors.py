@@ -195,6 +195,8 @@ def test_a_broken_world_is_a_page_with_a_reference(portal: Portal, monkeypatch: 
     answer = nemo.get("/permits")
     assert answer.status_code == 500 and "reference" in answer.text
     assert "secret of the inside" not in answer.text and "Traceback" not in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
 
 
 def test_large_and_broken_forms(portal: Portal) -> None:

@@ -89,7 +89,7 @@ def test_names_with_a_way_out_are_refused(portal: Portal) -> None:
     assert carin.status == 400 and 'href="#name"' in carin.page
     carin.send("/deposits", {"name": "ways", "class": "identifiable", "permission": "GRU", "committee": "dac"})
     path = carin.address
-    for name in ("../../etc/passwd", "a/../b", "C:\\x"):
+    for name in ("../../etc/passwd", "a/../b", "a\\b"):
         carin.upload(f"{path}/files", [(name, b"x")])
         assert carin.status == 400 and "This file name cannot be used" in carin.page
     carin.upload(f"{path}/files", [("x", b"x")], folder="../up")

@@ -12,21 +12,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from valv import __version__
-from valv.api import (
-    account,
-    applications,
-    datasets,
-    deposits,
-    ledger,
-    permits,
-    problem,
-    releases,
-    runs,
-    sessions,
-)
-from valv.api import (
-    node as nodes,
-)
+from valv.api import account, applications, datasets, deposits, ledger, permits, problem, releases, runs, sessions
+from valv.api import node as nodes
 from valv.api.document import openapi, operations
 from valv.api.guard import Guard
 from valv.app.node import Node

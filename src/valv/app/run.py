@@ -159,6 +159,7 @@ def coarse(state: run.Run) -> run.Run:
     success or not. (That it did not start depends on the command alone.)"""
     return msgspec.structs.replace(
         state,
+        queued=state.queued.replace(second=0, microsecond=0),
         started=state.started and state.started.replace(second=0, microsecond=0),
         ended=state.ended and state.ended.replace(second=0, microsecond=0),
         end="exited" if state.end in ("memory", "time") else state.end,

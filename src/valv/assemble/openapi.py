@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path.write_text(document(), "utf-8")
         return 0
     difference = stale(options.root)
-    print("\n".join(difference))
+    if difference:
+        print("\n".join(difference))
     return 1 if difference else 0
 
 

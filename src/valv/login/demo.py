@@ -33,10 +33,11 @@ class DemoLogin:
 
     def check_code(self, secret: str, code: str, last: int | None, at: datetime) -> int | None:
         totp = pyotp.TOTP(secret)
+        shown = code.strip().replace(" ", "").encode()
         now = int(at.timestamp()) // 30
         for step in (now, now - 1, now + 1):
             fresh = last is None or step > last
-            if fresh and hmac.compare_digest(totp.at(step * 30), code.strip().replace(" ", "")):
+            if fresh and hmac.compare_digest(totp.at(step * 30).encode(), shown):
                 return step
         return None
 

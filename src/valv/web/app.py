@@ -34,6 +34,7 @@ HEADERS = {
     b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
     b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
+    b"cache-control": b"no-store",
 }
 NOUNS = (home, session, catalogue, dataset, deposit, access, permit, run, release, account, ledger)
 
@@ -66,13 +67,8 @@ class Guarded:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 there = {name.lower() for name, _ in message["headers"]}
-                extra = dict(HEADERS)
-                if not scope["path"].startswith("/static/"):
-                    extra[b"cache-control"] = b"no-store"
-                message["headers"] = [
-                    *message["headers"],
-                    *((name, value) for name, value in extra.items() if name not in there),
-                ]
+                missing = [(name, value) for name, value in HEADERS.items() if name not in there]
+                message["headers"] = [*message["headers"], *missing]
             await send(message)
 
         await self._app(scope, receive, guarded)
@@ -118,9 +114,12 @@ def _wrong_request(request: Request, _: Exception) -> Response:
 def _unforeseen(request: Request, error: Exception) -> Response:
     """The server logs what it was; the person gets the reference to find it by."""
     reference = secrets.token_hex(4)
-    log.error("unforeseen %s (reference %s)", type(error).__name__, reference, exc_info=error)
+    log.error("unforeseen %s (reference %s)", type(error).__name__, reference)
     row = InternalFault().row
-    return _page(_visit(request), row.status, row.title, "", row.hint, InternalFault.code, reference)
+    response = _page(_visit(request), row.status, row.title, "", row.hint, InternalFault.code, reference)
+    # This answer is made outside of `Guarded`: the framework makes it last of all.
+    response.headers.update({name.decode(): value.decode() for name, value in HEADERS.items()})
+    return response
 
 
 def _page(found: Visit, status: int, title: str, detail: str, hint: str, code: str, reference: str) -> HTMLResponse:

@@ -80,17 +80,15 @@ def _rejoined(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _from(chunks: Iterator[bytes], offset: int) -> Iterator[bytes]:
     """The bytes from the letter that begins at `offset` or up to `OVERLAP` bytes before it."""
     skip = max(0, offset - OVERLAP)
-    whole = offset == 0
+    begin = b""
     try:
         for chunk in chunks:
-            if skip >= len(chunk):
-                skip -= len(chunk)
-                continue
-            piece, skip = chunk[skip:], 0
-            if not whole:
-                piece = _on_letter(piece)
-                whole = True
-            yield piece
+            begin += chunk[skip:]
+            skip = max(0, skip - len(chunk))
+            if len(begin) > OVERLAP:
+                break
+        yield _on_letter(begin) if offset else begin
+        yield from chunks
     finally:
         _close(chunks)
 
