@@ -79,9 +79,10 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Session limits in seconds; `step_up` is how long a second factor counts."""
+    """`backend`: `none` (nobody gets in until an identity provider is configured) or `demo`. Session limits in seconds;
+    `step_up` is how long a second factor counts."""
 
-    backend: str = "demo"
+    backend: str = "none"
     idle: int = 1800
     absolute: int = 12 * 3600
     step_up: int = 900
@@ -133,8 +134,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.processes.runtime:
             return self.path(self.processes.runtime)
         mark = hashlib.sha256(self.home.encode()).hexdigest()[:10]
-        uid = os.geteuid()
-        return Path("/run", f"valv-{mark}") if uid == 0 else Path("/dev/shm", f"valv-{uid}-{mark}")  # noqa: S108
+        uid, base = os.geteuid(), self.processes.uid_base
+        if uid == 0 or base <= uid < base + 1000:  # root, and the users that root gives to the node's processes
+            return Path("/run", f"valv-{mark}")
+        return Path("/dev/shm", f"valv-{uid}-{mark}")  # noqa: S108
 
     @property
     def public_url(self) -> str:

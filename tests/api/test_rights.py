@@ -9,7 +9,7 @@ import pytest
 from valv.api.app import build
 from valv.api.document import operations
 from valv.app.operation import action_of
-from valv.core.authorize import ACTIONS
+from valv.core.actions import ACTIONS
 
 PUBLIC = {"node.see", "catalogue.find", "session.open"}
 OWN = {"session.see", "session.close", "account.see", "account.key_add", "account.key_end", "dataset.see"}

@@ -87,9 +87,9 @@ class People:
         page.set_viewport_size(WIDE)
 
 
-@pytest.fixture
-def people(chromium: Any, running_node: Any, tmp_path: Path) -> People:
-    return People(chromium, running_node, tmp_path)
+@pytest.fixture(scope="module")
+def people(chromium: Any, running_node: Any, tmp_path_factory: pytest.TempPathFactory) -> People:
+    return People(chromium, running_node, tmp_path_factory.mktemp("shots"))
 
 
 def until(page: Any, text: str) -> None:
@@ -186,10 +186,8 @@ def test_compute_on_identifiable_data(people: People, tmp_path: Path) -> None:
     people.shot(page, "home")
     page.goto(permit)
     page.click("text=Start a run")
-    page.fill(
-        "#line",
-        f"sh -c 'tail -n +2 /data/{name}/records.csv | cut -d, -f2 | tr -d \"\\r\" | sort | uniq -c > /outbox/counts.txt'",
-    )
+    steps = f'tail -n +2 /data/{name}/records.csv | cut -d, -f2 | tr -d "\\r" | sort | uniq -c'
+    page.fill("#line", f"sh -c '{steps} > /outbox/counts.txt'")
     page.fill("#seconds", "60")
     page.fill("#memory", "256")
     page.fill("#processes", "32")

@@ -12,7 +12,7 @@ from tests.cli.conftest import Valv
 from valv.app.operation import action_of
 from valv.assemble.cli_reference import commands
 from valv.cli.app import TREE, load
-from valv.core.authorize import ACTIONS
+from valv.core.actions import ACTIONS
 
 LOCAL = {"crypt keygen", "crypt encrypt", "crypt decrypt", "crypt info"}
 """What touches nothing of a node, and so performs no action."""

@@ -281,6 +281,16 @@ def test_walking_goes_folder_by_folder(tmp_path: Path) -> None:
     os.close(root)
 
 
+def test_walking_ends_after_so_many_entries(tmp_path: Path) -> None:
+    for number in range(outbox.ENTRIES + 5):
+        os.mkfifo(tmp_path / f"{number:05}")
+    root = os.open(tmp_path, os.O_RDONLY)
+    found = list(outbox.walk(root))
+    os.close(root)
+    assert len(found) == outbox.ENTRIES + 1
+    assert [entry.reason for entry in found[-2:] if isinstance(entry, Skipped)] == ["fifo", "too_many"]
+
+
 def test_wiping_takes_all_and_follows_nothing(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()

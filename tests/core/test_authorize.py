@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from valv.assemble.policies import OVERLAYS, load_policies
 from valv.assemble.rights import ACTORS, HOME, answer, classes_of
 from valv.core.account import ROLES
-from valv.core.authorize import ACTIONS, ANONYMOUS, Context, Policies, Principal, Resource, authorize
+from valv.core.actions import ACTIONS
+from valv.core.authorize import ANONYMOUS, Context, Policies, Principal, Resource, authorize
 from valv.errors import CATALOGUE, ConfigFault, InternalFault
 
 load = cache(load_policies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -86,21 +86,18 @@ def log_in(node: Node, *, name: str, password: str, code: str = "", kind: str = 
     at = node.clock()
     name_hash = hashlib.sha256(name.encode()).hexdigest()
     with node.records.reading() as unit:
-        attempts = unit.rows("login_attempt", {"name_hash": name_hash}, order="-id", limit=FAILURES)
+        _limit(unit, name_hash, at)
         rows = unit.rows("account", {"name": name, "erased": None})
-    recent = [row for row in attempts if not row["ok"] and row["at"] > at - WINDOW]
-    if len(recent) >= FAILURES:
-        raise refuse("login_limited")
     row: dict[str, Any] = rows[0] if rows else {}
     good = node.login.check_password(password, str(row.get("password") or "")) and bool(row)
-    step = _code(node, row, code) if good and code else None
+    step = None
     with node.records.writing() as unit:
+        if good and code:
+            # Counted by itself: else good passwords between wrong codes would make room for any number of guesses.
+            step = _spend(node, unit, row, code, at)
         ok = good and (not code or step is not None)
         unit.insert("login_attempt", [{"name_hash": name_hash, "at": at, "ok": ok}])
-        if not ok:
-            failed = True
-        else:
-            failed = False
+        if ok:
             token = secrets.token_urlsafe(32)
             who = _open_session(node, unit, row, token, kind, label, step)
             decided = account.RecordLogin(
@@ -111,9 +108,30 @@ def log_in(node: Node, *, name: str, password: str, code: str = "", kind: str = 
             streams.commit(
                 unit, [Step(ACCOUNT, row["id"], version, state, events)], by=row["id"], at=at, command=new_id()
             )
-    if failed:
+    if not ok:
         raise refuse("code_wrong") if good else refuse("login_failed")
     return LoggedIn(token, who)
+
+
+def _limit(unit: Unit, name_hash: str, at: datetime) -> None:
+    """Refuse where the last attempts all failed a short while ago."""
+    attempts = unit.rows("login_attempt", {"name_hash": name_hash}, order="-id", limit=FAILURES)
+    if sum(not row["ok"] and row["at"] > at - WINDOW for row in attempts) >= FAILURES:
+        raise refuse("login_limited")
+
+
+def _spend(node: Node, unit: Unit, row: dict[str, Any], code: str, at: datetime) -> int | None:
+    """Check a code of the second factor and use it up: of two requests with the same code one is taken. Returns its
+    time step, None where it is wrong. Attempts are limited for the account, wherever they come in."""
+    name_hash = hashlib.sha256(b"code:" + str(row["id"]).encode()).hexdigest()
+    _limit(unit, name_hash, at)
+    step = _code(node, row, code)
+    if step is not None and not unit.update(
+        "account", {"id": row["id"], "totp_last": row["totp_last"]}, {"totp_last": step}
+    ):
+        step = None  # another request was quicker
+    unit.insert("login_attempt", [{"name_hash": name_hash, "at": at, "ok": step is not None}])
+    return step
 
 
 def _code(node: Node, row: dict[str, Any], code: str) -> int | None:
@@ -142,8 +160,6 @@ def _open_session(
             }
         ],
     )
-    if step is not None:
-        unit.update("account", {"id": row["id"]}, {"totp_last": step})
     return _who(row, mark, step is not None)
 
 
@@ -151,17 +167,11 @@ def step_up(node: Node, who: Who, code: str) -> Who:
     """Show the second factor in this session; it counts for `login.step_up` seconds."""
     allow(node, who, "session.see", Resource(kind="session", owner=who.account_id))
     at = node.clock()
-    name_hash = hashlib.sha256(b"code:" + who.account_id.encode()).hexdigest()
     with node.records.writing() as unit:
-        attempts = unit.rows("login_attempt", {"name_hash": name_hash}, order="-id", limit=FAILURES)
-        if sum(not row["ok"] and row["at"] > at - WINDOW for row in attempts) >= FAILURES:
-            raise refuse("login_limited")
         rows = unit.rows("account", {"id": who.account_id})
-        step = _code(node, rows[0], code) if rows else None
-        unit.insert("login_attempt", [{"name_hash": name_hash, "at": at, "ok": step is not None}])
+        step = _spend(node, unit, rows[0], code, at) if rows else None
         if step is not None:
             unit.update("session", {"hash": who.session}, {"second_factor_at": at})
-            unit.update("account", {"id": who.account_id}, {"totp_last": step})
     if step is None:
         raise refuse("code_wrong")
     return _who(rows[0], who.session, True)

@@ -103,6 +103,8 @@ def receive(
     wrong = paths.fault(path)
     if wrong:
         raise RefusedFault(wrong)
+    with node.records.reading() as unit:
+        _open_for(node, who, unit, deposit_id)  # before the first byte is waited for
     stream = iter(chunks)
     first = _at_least(stream, len(crypt4gh.MAGIC))
     taken = first.startswith(crypt4gh.MAGIC)
@@ -110,10 +112,7 @@ def receive(
         path = path.removesuffix(".c4gh")
     file_id, at = new_id(), node.clock()
     with node.records.writing() as unit:
-        state, _ = streams.need(unit, DEPOSIT, deposit_id)
-        allow(node, who, "deposit.receive", resource(state))
-        if state.phase != "open":
-            raise refuse("wrong_phase", f"this deposit is {state.phase}")
+        state = _open_for(node, who, unit, deposit_id)
         existing = _same(node, unit, deposit_id, path, declared)
         if existing:
             return existing
@@ -146,13 +145,27 @@ def receive(
     except BaseException:
         forget(node, row)
         raise
-    with node.records.writing() as unit:
-        kept = unit.update("file", {"id": file_id}, values | {"state": "received", "received": node.clock()})
+    try:
+        with node.records.writing() as unit:
+            _open_for(node, who, unit, deposit_id)  # what was handed in meanwhile takes no further file
+            kept = unit.update("file", {"id": file_id}, values | {"state": "received", "received": node.clock()})
+    except RefusedFault:
+        forget(node, row)
+        raise
     if not kept:
         # Another sender of the same file took its place meanwhile: what nobody points to must not stay.
         forget(node, row)
         raise ConflictFault(f"{path[:80]!r} was sent twice at the same time", "look which one was kept")
     return _received(row | values | {"state": "received"})
+
+
+def _open_for(node: Node, who: Who, unit: Unit, deposit_id: str) -> deposit.Deposit:
+    """The deposit, where it takes files of this person now."""
+    state, _ = streams.need(unit, DEPOSIT, deposit_id)
+    allow(node, who, "deposit.receive", resource(state))
+    if state.phase != "open":
+        raise refuse("wrong_phase", f"this deposit is {state.phase}")
+    return state
 
 
 def _same(node: Node, unit: Unit, deposit_id: str, path: str, declared: str) -> Received | None:

@@ -24,11 +24,10 @@ def process_submitted(node: Node, reader: Reader) -> int:
     for state in waiting:
         try:
             _verify(node, reader, state)
+            _publish(node, state)
         except (IntegrityFault, FormatFault, KeyFault, MissingFault) as fault:
             # The custodian's files are at fault; storage or a process that is away is retried instead.
             _fail(node, state, str(fault))
-        else:
-            _publish(node, state)
     return len(waiting)
 
 
@@ -85,7 +84,10 @@ def _publish(node: Node, state: deposit.Deposit) -> None:
         now, version = streams.need(unit, DEPOSIT, state.deposit_id)
         if now.phase != "submitted":
             return
-        rows = unit.rows("file", {"deposit": state.deposit_id}, order="path")
+        # Only what was handed in: a file that was still arriving then is no part of the version.
+        rows = unit.rows("file", {"deposit": state.deposit_id, "state": "verified"}, order="path")
+        if manifest(rows) != now.manifest:
+            raise IntegrityFault("the files are not those that were handed in")
         owner, owner_version = streams.need(unit, DATASET, state.dataset_id)
         add = dataset.AddVersion(
             by=NODE,
@@ -96,7 +98,7 @@ def _publish(node: Node, state: deposit.Deposit) -> None:
             consent=state.consent,
             files=state.files,
             size=state.size,
-            manifest=manifest(rows),
+            manifest=now.manifest,
             participants=int(any(row["path"] == PARTICIPANTS for row in rows)),
         )
         added = Step(DATASET, state.dataset_id, owner_version, owner, dataset.decide(owner, add, dataset.Facts()))
@@ -105,7 +107,7 @@ def _publish(node: Node, state: deposit.Deposit) -> None:
         publish = deposit.Publish(by=NODE, at=at, version=current.number)
         published = Step(DEPOSIT, state.deposit_id, version, now, deposit.decide(now, publish, deposit.Facts()))
         streams.commit(unit, [added, published], by=NODE, at=at, command=f"publish:{state.deposit_id}")
-        unit.update("file", {"deposit": state.deposit_id}, {"version": current.number})
+        unit.update("file", {"deposit": state.deposit_id, "state": "verified"}, {"version": current.number})
         unit.insert(
             "dataset_version_file",
             [

@@ -12,7 +12,8 @@ from datetime import datetime
 import msgspec
 
 from valv.config import Config
-from valv.core.authorize import ACTIONS, ANONYMOUS, Context, Policies, Principal, Resource, authorize
+from valv.core.actions import ACTIONS
+from valv.core.authorize import ANONYMOUS, Context, Policies, Principal, Resource, authorize
 from valv.errors import Refusal, RefusedFault
 from valv.ports.keys import KeyHolder
 from valv.ports.login import Login

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from valv.core.authorize import ACTIONS
+from valv.core.actions import ACTIONS
 
 Operation = TypeVar("Operation", bound=Callable[..., Any])
 _MARK = "__valv_action__"

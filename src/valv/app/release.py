@@ -105,6 +105,10 @@ def _view(node: Node, who: Who, unit: Unit, state: release.Release, resource: Re
             file if file.file_id in out else msgspec.structs.replace(file, path=f"output {number}", size=0, sha256="")
             for number, file in enumerate(files, 1)
         ]
+        hidden = tuple(
+            item if item.file_id in out else msgspec.structs.replace(item, size=0, seal_root="") for item in state.items
+        )
+        state = msgspec.structs.replace(state, items=hidden)
     return View(
         state=state,
         author=account.names(unit, [state.author]).get(state.author, ""),

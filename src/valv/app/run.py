@@ -156,13 +156,15 @@ def _detail(unit: Unit, state: run.Run) -> str:
 
 def coarse(state: run.Run) -> run.Run:
     """What doors show of a run on identifiable data: full minutes, since times are an outlet too, and of its end only
-    success or not. (That it did not start depends on the command alone.)"""
+    success or not; how much it left that cannot be released is for the checker. (That it did not start depends on the
+    command alone.)"""
     return msgspec.structs.replace(
         state,
         queued=state.queued.replace(second=0, microsecond=0),
         started=state.started and state.started.replace(second=0, microsecond=0),
         ended=state.ended and state.ended.replace(second=0, microsecond=0),
         end="exited" if state.end in ("memory", "time") else state.end,
+        skipped=0,
     )
 
 

@@ -12,11 +12,11 @@ import msgspec
 from valv.app import permit as permits
 from valv.app import reading, streams, text
 from valv.app.node import Node, derived_id, new_id
-from valv.app.streams import PERMIT, RELEASE, RUN, Step, retried
+from valv.app.streams import DATASET, PERMIT, RELEASE, RUN, Step, retried
 from valv.core import release, run
 from valv.core.access import Wanted
 from valv.core.process import NODE
-from valv.errors import Fault, Refusal, RefusedFault
+from valv.errors import ConflictFault, Fault, Refusal, RefusedFault
 from valv.formats.seal import sidecar
 from valv.ports.compute import Compute, Limits, MountedFile, Output, RunSpec, RunStatus, Skipped
 from valv.ports.records import Unit
@@ -56,6 +56,8 @@ def start_queued(node: Node, compute: Compute) -> int:
     for state in waiting[: max(0, node.config.compute.slots - going)]:
         try:
             started += _start(node, compute, state)
+        except ConflictFault:
+            continue  # a permit or dataset moved on meanwhile: decide anew at the next turn
         except Fault as fault:
             finish(node, compute, state, RunStatus(state.run_id, "ended", end="not_started", detail=str(fault)))
     return started
@@ -68,20 +70,30 @@ def _start(node: Node, compute: Compute, state: run.Run) -> bool:
         spec = _spec(unit, state) if refusal is None else None
     if spec is None:
         _ask_stop(node, state.run_id, "revoked")
+        compute.discard(state.run_id)  # a place that an earlier turn reserved
         return False
     uid = compute.reserve(state.run_id)
     node.keys.revoke(spec.grant_id)  # one that an interrupted start left: a live grant never changes
     node.keys.grant(spec.grant_id, sorted({file.key_id for file in spec.files}), uid, LEASE)
     with node.records.writing() as unit:
         now, version = streams.need(unit, RUN, state.run_id)
+        facts_from = _versions(unit, now)  # before the facts: what is revoked after this look makes the commit fail
         facts = run.Facts(permit=_still_permitted(node, unit, now))
         events = run.decide(now, run.Start(by=NODE, at=at), facts)
         if isinstance(events, Refusal):
             compute.discard(state.run_id)
             return False
-        streams.commit(unit, [Step(RUN, state.run_id, version, now, events)], by=NODE, at=at, command=new_id())
+        step = Step(RUN, state.run_id, version, now, events)
+        streams.commit(unit, [step], by=NODE, at=at, command=new_id(), asserts=facts_from)
     compute.start(spec)
     return True
+
+
+def _versions(unit: Unit, state: run.Run) -> dict[str, int]:
+    """The streams that say whether a run may start, at the versions that they have now."""
+    names = [DATASET.stream(wanted.dataset_id) for wanted in state.datasets]
+    names += [PERMIT.stream(state.permit_id)] if state.permit_id else []
+    return {name: snapshot.version if (snapshot := unit.load(name)) else 0 for name in names}
 
 
 def _spec(unit: Unit, state: run.Run) -> RunSpec:

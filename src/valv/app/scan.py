@@ -9,6 +9,7 @@ import msgspec
 
 from valv.app import dataset as datasets
 from valv.app import reading, running, streams
+from valv.app import text as texts
 from valv.app.node import Node, derived_id
 from valv.app.streams import DATASET, RELEASE, RUN
 from valv.core import dataset
@@ -30,15 +31,25 @@ class Place(msgspec.Struct, frozen=True):
 
 class Report(msgspec.Struct, frozen=True):
     """What the scanner wrote. It ran over hostile content, so that it is read strictly and believed only as a hint: a
-    person assesses."""
+    person assesses. `binary`: files that it could not look into."""
 
     scanner: int
     files: int
+    binary: int
     findings: list[Place]
 
     def text(self) -> str:
-        lines = [f"{self.files} files were scanned; {len(self.findings)} findings."]
-        lines += [f"{p.file}: {p.kind}, {p.count} times, first in line {p.line}" for p in self.findings[:500]]
+        """For the assessor: as many places as a kept text has room for."""
+        lines = [f"{self.files} files were scanned, {self.binary} of them binary and not looked into."]
+        lines.append(f"{len(self.findings)} findings.")
+        room = texts.LONGEST - 200
+        for number, place in enumerate(self.findings):
+            line = f"{place.file}: {place.kind}, {place.count} times, first in line {place.line}"
+            room -= len(line) + 1
+            if room < 0:
+                lines.append(f"… and {len(self.findings) - number} more.")
+                break
+            lines.append(line)
         return "\n".join(lines)
 
 

@@ -45,3 +45,9 @@ def get(unit: Unit, ident: str) -> str:
     """The text, or '' where there is none or it was erased."""
     rows = unit.rows("text", {"id": ident}) if ident else []
     return str(rows[0]["body"] or "") if rows else ""
+
+
+def holds(row: dict[str, Any]) -> bool:
+    """Whether a row of `text` is the one that its id, which stands in the ledger, was made from."""
+    digest = hashlib.sha256(row["salt"] + (row["body"] or "").encode()).digest()
+    return bool(digest == row["digest"] and b32encode(digest[:20]).decode().lower() == row["id"])

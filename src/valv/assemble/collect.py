@@ -25,6 +25,7 @@ from valv.ports.compute import Skipped
 from valv.vault.encrypt import Encryptor
 
 _CHUNK: Final = 4 << 20
+STREAMS: Final = ("stdout.txt", "stderr.txt")
 
 log: Final = logging.getLogger("valv.collect")
 
@@ -61,6 +62,8 @@ def send(folder: Path, sender: Sender, public_key: bytes, limit: int) -> None:
                 sender.send(b"S", msgspec.msgpack.encode(entry))
                 continue
             try:
+                if entry.size == 0 and entry.path in STREAMS:
+                    continue  # nothing was said: nothing for a checker to look at
                 if entry.size > left:
                     sender.send(b"S", msgspec.msgpack.encode(Skipped(entry.path, "too_large")))
                 else:

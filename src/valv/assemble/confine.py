@@ -130,15 +130,6 @@ def runs(config: Config) -> Path:
     return config.runtime.with_name(f"{config.runtime.name}.runs")
 
 
-def runtime(config: Config, uid: int) -> tuple[Path, Path]:
-    """The node's runtime folder, and where a process of user `uid` looks for it: unless the configuration names the
-    folder, each user but root looks in a place of its own."""
-    if config.processes.runtime or uid == os.geteuid():
-        return config.runtime, config.runtime
-    mark = config.runtime.name.rpartition("-")[2]
-    return config.runtime, Path("/dev/shm", f"valv-{uid}-{mark}")  # noqa: S108
-
-
 def secrets_seen(config: Config, name: str) -> tuple[tuple[Path, Path], ...]:
     """Where process `name` sees the secret files that it needs: copies of its own in place of the files."""
     folder = config.runtime / SECRETS / name

@@ -39,6 +39,9 @@ def doctor(directory: Path, console: Console | None = None) -> int:
         ("the database answers and has this release's schema", lambda: _database(node)),
         ("the ledger holds under its newest signed checkpoint", lambda: _ledger(node, bool(running))),
         ("states are what their events say", lambda: inspection.snapshots(node)),
+        ("rights and keys are those of the ledger", lambda: inspection.accounts(node)),
+        ("texts are those that the ledger names", lambda: inspection.texts(node)),
+        ("versions hold the files that were handed in", lambda: inspection.manifests(node)),
         ("every file is in the store, and nothing else", lambda: _bodies(node, bool(running))),
         ("deliveries get through", lambda: inspection.outbox(node)),
     ]
@@ -86,6 +89,8 @@ def _ledger(node: Node, running: bool) -> Iterator[Finding]:
         yield Finding(
             report.fault, "the ledger was changed: keep the disk as it is and call the data-protection officer"
         )
+    if running:
+        yield from inspection.signed(node)
 
 
 def _bodies(node: Node, running: bool) -> Iterator[Finding]:

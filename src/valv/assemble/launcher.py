@@ -77,7 +77,7 @@ def settings(config: Config) -> Settings:
     seen = confine.same(config.path(config.storage.path), toml)
 
     def view(uid: int) -> View:
-        read = (*seen, confine.runtime(config, uid))
+        read = (*seen, *confine.same(config.runtime))
         return View(uid=uid, groups=(users.group,), read=read, devices=(Path("/dev/fuse"),))
 
     def mount_command(uid: int, *, fuse: int, files: int, reports: int, grant_id: str, run_id: str) -> list[str]:

@@ -58,7 +58,7 @@ def views(config: Config, users: Users) -> dict[str, View]:
         return View(
             uid=uid if users.root else None,
             groups=(users.group,),
-            write=(*confine.same(*write), confine.runtime(config, uid)),
+            write=confine.same(*write, config.runtime),
             read=(*confine.same(toml), *confine.secrets_seen(config, name)),
             network=network,
         )

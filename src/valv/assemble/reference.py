@@ -20,7 +20,8 @@ from valv.assemble.explore import SAMPLES, Sample, explore
 from valv.assemble.policies import load_policies
 from valv.assemble.rights import ACTOR_TEXTS, ACTORS, answer, classes_of, table
 from valv.config import SECTIONS
-from valv.core.authorize import ACTIONS, Policies
+from valv.core.actions import ACTIONS
+from valv.core.authorize import Policies
 from valv.core.process import command_name, tag
 from valv.errors import CATALOGUE
 

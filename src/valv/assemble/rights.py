@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from valv.assemble.policies import OVERLAYS, load_policies
-from valv.core.authorize import ACTIONS, ANONYMOUS, Context, Policies, Principal, Resource, authorize
+from valv.core.actions import ACTIONS
+from valv.core.authorize import ANONYMOUS, Context, Policies, Principal, Resource, authorize
 
 HOME: Final = "SE"
 ABROAD: Final = "NO"

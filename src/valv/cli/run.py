@@ -101,11 +101,12 @@ def _page(door: Door, view: dict[str, Any]) -> None:
         ("ended", moment(state["ended"])),
         ("state", state["phase"]),
         ("end", f"{state['end']}, {'success' if state['success'] else 'no success'}" if state["end"] else ""),
+        ("why", view["detail"]),
         ("outputs", state["outputs"] if state["phase"] == "collected" else ""),
         ("release", view["release_id"]),
     ]  # fmt: skip
     door.facts([pair for pair in pairs if pair[1] != ""])
-    if view["release_id"]:
+    if view["release_id"] and state["outputs"]:
         door.note(f"Ask for the outputs: valv release request {plain(view['release_id'])} --context '…'")
 
 

@@ -7,28 +7,14 @@ of roles and relations; what a permit, a phase or a consent allows is decided by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal
 
 import cedarpy
 import msgspec
 
+from valv.core.actions import ACTIONS, Kind
 from valv.core.classes import DataClass, Mode
 from valv.errors import CATALOGUE, ConfigFault, InternalFault, Refusal
-
-Kind: TypeAlias = Literal[
-    "node",
-    "session",
-    "catalogue",
-    "account",
-    "dataset",
-    "deposit",
-    "access",
-    "permit",
-    "data",
-    "run",
-    "release",
-    "ledger",
-]
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -74,67 +60,6 @@ class Context(msgspec.Struct, frozen=True):
     outside: bool = False
     ethics: bool = False
     second_factor: bool = False
-
-
-class Action(msgspec.Struct, frozen=True):
-    """`kind`: of the resource that it acts on; `summary`: what it does, for documentation."""
-
-    kind: Kind
-    summary: str
-
-
-ACTIONS: Final[Mapping[str, Action]] = {
-    "node.see": Action("node", "see what node this is and whether it works"),
-    "node.operate": Action("node", "run the node: its state, its queues, its backups"),
-    "node.unseal": Action("node", "open the node's keys after a start"),
-    "session.open": Action("session", "log in"),
-    "session.see": Action("session", "see one's own log-in"),
-    "session.close": Action("session", "log out"),
-    "catalogue.find": Action("catalogue", "search the catalogue"),
-    "account.see": Action("account", "see an account"),
-    "account.key_add": Action("account", "register a public key"),
-    "account.key_end": Action("account", "end a public key"),
-    "account.factor": Action("account", "set up a second factor"),
-    "account.manage": Action("account", "create an account, change its roles"),
-    "dataset.register": Action("dataset", "register a dataset"),
-    "dataset.describe": Action("dataset", "write a dataset's catalogue text"),
-    "dataset.see": Action("dataset", "see a dataset's description and versions"),
-    "dataset.report": Action("dataset", "read the report of the identifier scan"),
-    "dataset.assess": Action("dataset", "confirm or deny that a version is anonymised"),
-    "dataset.narrow": Action("dataset", "make a version identifiable again"),
-    "dataset.close": Action("dataset", "close a dataset"),
-    "dataset.history": Action("dataset", "see who touched a dataset"),
-    "deposit.open": Action("deposit", "begin a deposit"),
-    "deposit.receive": Action("deposit", "send a file"),
-    "deposit.submit": Action("deposit", "hand in a deposit"),
-    "deposit.cancel": Action("deposit", "cancel a deposit"),
-    "deposit.see": Action("deposit", "see a deposit and its state"),
-    "access.draft": Action("access", "begin an application"),
-    "access.save": Action("access", "change an application"),
-    "access.submit": Action("access", "hand in an application"),
-    "access.withdraw": Action("access", "withdraw an application"),
-    "access.see": Action("access", "read an application"),
-    "access.list": Action("access", "list the applications that one may see"),
-    "access.return": Action("access", "return an application for changes"),
-    "access.approve": Action("access", "approve an application, which issues a permit"),
-    "access.reject": Action("access", "reject an application"),
-    "permit.see": Action("permit", "see a permit"),
-    "permit.revoke": Action("permit", "revoke a permit"),
-    "permit.give_back": Action("permit", "give a permit back"),
-    "data.compute": Action("data", "compute on a dataset version"),
-    "data.download": Action("data", "download a file, sealed to one's own key"),
-    "run.queue": Action("run", "start a run"),
-    "run.see": Action("run", "see a run's state"),
-    "run.stop": Action("run", "stop a run"),
-    "release.request": Action("release", "ask for the release of outputs"),
-    "release.see": Action("release", "see a release and its decisions"),
-    "release.inspect": Action("release", "look at outputs before they are released"),
-    "release.check": Action("release", "approve or reject an output"),
-    "release.withdraw": Action("release", "withdraw a request for release"),
-    "release.fetch": Action("release", "download a released output"),
-    "ledger.show": Action("ledger", "read the ledger"),
-    "ledger.verify": Action("ledger", "prove that the ledger was not rewritten"),
-}
 
 
 class _Forbid(msgspec.Struct, frozen=True):

@@ -7,7 +7,8 @@ Duties of every backend (`Compute`):
 2. Every verb is idempotent: starting a run that is known changes nothing; stopping an ended run is no error.
 3. A run ends as a whole tree: after `stop` returns, or when a limit is hit, no process of it is left.
 4. When the run's permit loses its lease, reads fail with EACCES within 500 ms and the tree ends within 2 s.
-5. Standard output and error go to `stdout.txt` and `stderr.txt` in the outbox: they are outputs like others.
+5. Standard output and error go to `stdout.txt` and `stderr.txt` in the outbox: they are outputs like others. What
+   stayed empty of these two is not collected.
 6. Nothing of a run outlives `discard`.
 7. The order is `reserve`, the key holder's grant for the user that it names, `start`, `status` …, `collect`, `discard`.
    A place is taken from `reserve` to `discard`.

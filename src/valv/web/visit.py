@@ -108,7 +108,7 @@ Member = Annotated[Visit, Depends(member)]
 
 def local(path: str) -> str:
     """The path if it lies in this portal, else the home page: nobody is led elsewhere after a log-in."""
-    parts = urlsplit(path) if path.isprintable() and len(path) < 2000 else None
-    if parts is None or parts.scheme or parts.netloc or not path.startswith("/") or path.startswith(("//", "/\\")):
+    if not path.startswith("/") or path.startswith(("//", "/\\")) or not path.isprintable() or len(path) >= 2000:
         return "/"
-    return path
+    parts = urlsplit(path)
+    return "/" if parts.scheme or parts.netloc else path

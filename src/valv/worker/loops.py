@@ -112,12 +112,12 @@ class Worker:
     @performs("node.operate")
     def lease(self, beat: Beat, uid: int) -> bool:
         """The answer to a mount's beat. Only the user that the run's mount was given is answered yes."""
+        granted = permit.lease(self._node, beat)
         if self._mounts.get(beat.run_id) != uid:
-            expected = self._compute.reserve(beat.run_id)
-            if expected != uid:
+            # Only of a run that goes on, so that a made-up name takes no place from others.
+            if not granted or self._compute.reserve(beat.run_id) != uid:
                 return False
             self._mounts[beat.run_id] = uid
-        granted = permit.lease(self._node, beat)
         with self._lock:
             if beat.reads:
                 self._reads.setdefault(beat.run_id, {}).update(beat.reads)
