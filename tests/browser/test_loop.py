@@ -211,6 +211,7 @@ def test_compute_on_identifiable_data(people: People, tmp_path: Path) -> None:
     people.shot(kerttu, "release-check")
     while kerttu.locator("text=Look and decide").count():
         kerttu.locator("text=Look and decide").first.click()
+        assert kerttu.locator("#word-approve").count(), kerttu.inner_text("main")
         if "counts.txt" in kerttu.inner_text("h1"):
             assert "100 measles" in kerttu.inner_text("pre") and "200 flu" in kerttu.inner_text("pre")
             people.shot(kerttu, "output")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(case, id=f"{file.stem}: {case['name']}")
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", list(cases()))
 def test_vectors(case: dict[str, Any]) -> None:
     assert sorted(identifiers.find(case["text"])) == sorted(case.get("found", []))
 
@@ -134,19 +136,16 @@ def test_base_qualities_raise_no_alarm() -> None:
         assert "mail address" not in identifiers.find(line)
 
 
-def test_real_files_raise_no_alarm(shared_data: Path) -> None:
-    """Text files of open data without persons: lines with a finding are false alarms."""
+def test_real_variants_raise_no_alarm(shared_data: Path) -> None:
+    """Records of a real VCF: nobody is named in them, so that each finding is a false alarm."""
     looked = 0
-    for path in sorted(shared_data.rglob("*")):
-        if path.suffix in (".vcf", ".bed", ".gff", ".sam", ".fastq", ".ped", ".panel") and path.is_file():
-            with path.open(encoding="utf-8", errors="replace") as lines:
-                for number, line in enumerate(lines):
-                    if number >= 20_000:
-                        break
-                    looked += 1
-                    assert identifiers.find(line) == [], f"{path.name} line {number + 1}"
+    for path in sorted((shared_data / "genomes").rglob("*.vcf.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(itertools.islice(lines, 3000), 1):
+                looked += 1
+                assert identifiers.find(line) == [], f"{path.name} line {number}"
     if not looked:
-        pytest.skip("the folder of real data has no such text file")
+        pytest.skip("the folder of real data has no VCF")
 
 
 # --- columns ---

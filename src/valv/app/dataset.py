@@ -14,7 +14,7 @@ from valv.app.streams import DATASET, Step, retried
 from valv.core import dataset
 from valv.core.authorize import Resource
 from valv.core.process import NODE
-from valv.errors import Fault
+from valv.errors import Fault, RefusedFault
 from valv.formats import duo
 from valv.ports.records import Unit
 
@@ -98,8 +98,7 @@ def ensure(
 
 def describe(node: Node, who: Who, name: str, about: Description) -> None:
     with node.records.writing() as unit:
-        state, _ = named(unit, name)
-        allow(node, who, "dataset.describe", resource(state))
+        state, _ = _allowed(node, who, unit, name, "dataset.describe")
         values: dict[str, Any] = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in msgspec.structs.asdict(about).items()
@@ -113,6 +112,20 @@ def named(unit: Unit, name: str) -> tuple[dataset.Dataset, int]:
     if not rows:
         raise refuse("not_found", f"dataset {name[:80]!r}")
     return streams.need(unit, DATASET, rows[0]["id"])
+
+
+def _allowed(
+    node: Node, who: Who, unit: Unit, name: str, action: str, version: int | None = None
+) -> tuple[dataset.Dataset, int]:
+    """The dataset, where the actor may do this with it. One that is not published is not there for outsiders."""
+    state, number = named(unit, name)
+    found = resource(state, version)
+    refusal = permitted(node, who, action, found)
+    if refusal is not None and state.phase != "live" and permitted(node, who, "dataset.report", found) is not None:
+        raise refuse("not_found", f"dataset {name[:80]!r}")
+    if refusal is not None:
+        raise RefusedFault(refusal)
+    return state, number
 
 
 def refresh(unit: Unit, state: dataset.Dataset, at: Any) -> None:
@@ -238,8 +251,7 @@ def _step(
 ) -> None:
     at = node.clock()
     with node.records.writing() as unit:
-        state, number = named(unit, name)
-        allow(node, who, action, resource(state, version))
+        state, number = _allowed(node, who, unit, name, action, version)
         if streams.done(unit, who.account_id, command):
             return
         if not reason.strip():
@@ -284,8 +296,7 @@ def record_scan(node: Node, dataset_id: str, version: int, findings: int, report
 def history(node: Node, who: Who, name: str) -> list[dict[str, Any]]:
     """Who touched this dataset: every event of it and of what hangs off it, oldest first, with names for the reader."""
     with node.records.reading() as unit:
-        state, _ = named(unit, name)
-        allow(node, who, "dataset.history", resource(state))
+        state, _ = _allowed(node, who, unit, name, "dataset.history")
         records = unit.events(DATASET.stream(state.dataset_id))
         for process in (streams.DEPOSIT, streams.ACCESS, streams.PERMIT, streams.RUN, streams.RELEASE):
             for snapshot in unit.find(process.kind, link=("dataset", state.dataset_id), limit=10_000):

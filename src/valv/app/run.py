@@ -57,7 +57,11 @@ def queue(
         for resource in permits.resources(unit, state):
             allow(node, who, "data.compute", resource)
             allow(node, who, "run.queue", resource)
-        refusal = permits.stands(unit, permit_id, account_id=who.account_id, wanted=None, mode="compute", at=at)
+        refusals = (
+            permits.stands(unit, permit_id, account_id=who.account_id, wanted=wanted, mode="compute", at=at)
+            for wanted in (None, *chosen)
+        )
+        refusal = next((found for found in refusals if found is not None), None)
         said = text.put(unit, RUN.stream(ident), "command", msgspec.json.encode(list(command_line)).decode(), at)
         most = node.config.compute
         ceiling = run.Asked(seconds=most.seconds, memory=most.memory, processes=most.processes, scratch=most.scratch)
@@ -94,10 +98,11 @@ def _chosen(unit: Unit, covered: Sequence[Wanted], names: Sequence[str]) -> tupl
     chosen = []
     for item in names:
         name, _, number = item.partition("@")
-        state, _ = datasets.named(unit, name)
-        fitting = [w for w in covered if w.dataset_id == state.dataset_id and number in ("", str(w.version))]
-        # One that the permit does not cover stays in: the permit's own rule then refuses it.
-        chosen.append(fitting[0] if fitting else Wanted(state.dataset_id, int(number) if number.isdecimal() else 0))
+        rows = unit.rows("dataset", {"name": name}) or unit.rows("dataset", {"id": name})
+        ident = rows[0]["id"] if rows else ""
+        fitting = [w for w in covered if w.dataset_id == ident and number in ("", str(w.version))]
+        # One that the permit does not cover stays in, whether it exists or not: the permit's own rule then refuses it.
+        chosen.append(fitting[0] if fitting else Wanted(ident, 0))
     return tuple(dict.fromkeys(chosen))
 
 

@@ -74,7 +74,7 @@ def _start(node: Node, compute: Compute, state: run.Run) -> bool:
         return False
     uid = compute.reserve(state.run_id)
     node.keys.revoke(spec.grant_id)  # one that an interrupted start left: a live grant never changes
-    node.keys.grant(spec.grant_id, sorted({file.key_id for file in spec.files}), uid, LEASE)
+    node.keys.grant(spec.grant_id, _keys(node, state), uid, LEASE)
     with node.records.writing() as unit:
         now, version = streams.need(unit, RUN, state.run_id)
         facts_from = _versions(unit, now)  # before the facts: what is revoked after this look makes the commit fail
@@ -136,9 +136,13 @@ def _renew(node: Node, compute: Compute, state: run.Run) -> None:
     try:
         node.keys.renew(grant, LEASE)
     except RefusedFault:
-        with node.records.reading() as unit:
-            key_ids = sorted({version.key_id for _, version in permits.behind(unit, state.datasets)})
-        node.keys.grant(grant, key_ids, compute.reserve(state.run_id), LEASE)
+        node.keys.grant(grant, _keys(node, state), compute.reserve(state.run_id), LEASE)
+
+
+def _keys(node: Node, state: run.Run) -> list[str]:
+    """Of the versions that the run may read, as the ledger has them: not of the rows of files, which could be edited."""
+    with node.records.reading() as unit:
+        return sorted({version.key_id for _, version in permits.behind(unit, state.datasets)})
 
 
 def _still_permitted(node: Node, unit: Unit, state: run.Run) -> Refusal | None:

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from base64 import b32encode
 from datetime import datetime
+from typing import Any
 
 from valv.errors import InputFault
 from valv.ports.records import Unit

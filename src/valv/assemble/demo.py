@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -63,6 +64,9 @@ def prepare(directory: Path, port: int = 8600, database: str = "", password_file
             database=database,
             database_password_file=password_file,
         )
+    elif configuration.load(directory).serve.port != port:
+        toml = directory / "valv.toml"
+        toml.write_text(re.sub(r"(?m)^port = \d+$", f"port = {port}", toml.read_text("utf-8")), "utf-8")
     if not accounts_file(directory).exists():
         wanted = [_with_password(account) for account in ACCOUNTS]
         found = create.create_accounts(directory, wanted)
@@ -99,15 +103,21 @@ def running(directory: Path, config: Config) -> Iterator[str]:
 
 
 def _until_ready(config: Config, process: subprocess.Popen[bytes], directory: Path) -> None:
+    log = directory / "log" / "up.log"
     end = time.monotonic() + READY
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise UnreachableFault("the node did not start", f"see {directory / 'log' / 'up.log'}")
+            raise UnreachableFault(f"the node did not start: {_last_line(log)}", f"see {log}")
         with contextlib.suppress(httpx.HTTPError, ValueError):
             if httpx.get(f"{config.public_url}/health", timeout=2).json()["status"] == "ok":
                 return
         time.sleep(0.2)
     raise UnreachableFault(f"the node was not ready in {READY:.0f} s", f"see {directory / 'log'}")
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 class Walk:

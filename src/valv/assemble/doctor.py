@@ -61,6 +61,8 @@ def doctor(directory: Path, console: Console | None = None) -> int:
 def _machine(config: Config) -> Iterator[Finding]:
     try:
         up.check(config)
+        if up.running(config) is None:
+            up.check_port(config)
     except Fault as fault:
         yield Finding(fault.detail, fault.hint or fault.row.hint)
 

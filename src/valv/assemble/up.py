@@ -86,6 +86,7 @@ def up(config: Config, ready: Callable[[], None] | None = None) -> int:
     users = Users.of(config)
     with _lock(config):
         check(config)
+        check_port(config)
         prepare(config, users)
         supervisor = Supervisor(config, users)
         try:
@@ -133,6 +134,18 @@ def check(config: Config) -> None:
     longest = str(config.runtime / LAUNCHER)
     if len(longest.encode()) > 107:
         raise ComputeFault(f"the path {longest} is too long for a socket", "set processes.runtime to a shorter path")
+
+
+def check_port(config: Config) -> None:
+    """Raises `ConflictFault` where another program has the port of this node, which is down."""
+    family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.serve.host, config.serve.port))
+        except OSError as error:
+            place = f"{config.serve.host} port {config.serve.port}"
+            raise ConflictFault(f"{place}: {error.strerror}", "stop what listens there, or set serve.port") from None
 
 
 class Supervisor:
