@@ -33,7 +33,7 @@ from valv.assemble.sockets import KEYD, LAUNCHER, LEASE
 from valv.compute.client import LauncherClient
 from valv.compute.process import Child, die_with_parent
 from valv.config import Config
-from valv.errors import ComputeFault, ConflictFault, Fault, StorageFault, UnreachableFault
+from valv.errors import ComputeFault, ConfigFault, ConflictFault, Fault, StorageFault, UnreachableFault
 from valv.keys.client import KeydClient
 
 LOCK: Final = "up.lock"
@@ -137,7 +137,7 @@ def check(config: Config) -> None:
 
 
 def check_port(config: Config) -> None:
-    """Raises `ConflictFault` where another program has the port of this node, which is down."""
+    """Raises `ConfigFault` where another program has the port of this node, which is down."""
     family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,7 +145,7 @@ def check_port(config: Config) -> None:
             probe.bind((config.serve.host, config.serve.port))
         except OSError as error:
             place = f"{config.serve.host} port {config.serve.port}"
-            raise ConflictFault(f"{place}: {error.strerror}", "stop what listens there, or set serve.port") from None
+            raise ConfigFault(f"{place}: {error.strerror}", "stop what listens there, or set serve.port") from None
 
 
 class Supervisor:
