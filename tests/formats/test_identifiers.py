@@ -141,7 +141,7 @@ def test_real_variants_raise_no_alarm(shared_data: Path) -> None:
     looked = 0
     for path in sorted((shared_data / "genomes").rglob("*.vcf.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(itertools.islice(lines, 3000), 1):
+            for number, line in enumerate(itertools.islice(lines, 700), 1):
                 looked += 1
                 assert identifiers.find(line) == [], f"{path.name} line {number}"
     if not looked:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 
 from valv.app import dataset as datasets
-from valv.app import streams
+from valv.app import streams, text
 from valv.app.node import Node, Who, allow, derived_id, new_id, refuse
 from valv.app.streams import DATASET, DEPOSIT, Step, retried
 from valv.core import deposit
@@ -24,6 +26,8 @@ from valv.vault.encrypt import Encryptor, Sealed
 from valv.vault.take import Taker
 
 PARTICIPANTS = "participants.tsv"
+ALIVE = timedelta(seconds=60)
+"""How often a sender that goes on is noted; intake drops what was not noted for an hour."""
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,12 +114,20 @@ def receive(
     taken = first.startswith(crypt4gh.MAGIC)
     if taken and path.endswith(".c4gh"):
         path = path.removesuffix(".c4gh")
+        wrong = paths.fault(path)  # of '...c4gh' is left '..'
+        if wrong:
+            raise RefusedFault(wrong)
+    if paths.folded(path) == PARTICIPANTS and path != PARTICIPANTS:
+        raise refuse("path_wrong", f"{path!r}: the table of participants is named {PARTICIPANTS}")
     file_id, at = new_id(), node.clock()
     with node.records.writing() as unit:
         state = _open_for(node, who, unit, deposit_id)
         existing = _same(node, unit, deposit_id, path, declared)
         if existing:
             return existing
+        above = [paths.folded(path[:end]) for end, letter in enumerate(path) if letter == "/"]
+        if above and unit.count("file", {"deposit": deposit_id, "folded": above}):
+            raise refuse("path_wrong", f"{path[:80]!r} lies beneath another file")
         row = {
             "id": file_id,
             "dataset": state.dataset_id,
@@ -139,9 +151,8 @@ def receive(
         }
         unit.insert("file", [row])
     try:
-        values = _keep(
-            node, str(row["body"]), state.key_id, state.claimed, _limited(node, first, stream), taken, declared, path
-        )
+        chunks = _limited(node, first, _kept_alive(node, file_id, stream))
+        values = _keep(node, str(row["body"]), state.key_id, state.claimed, chunks, taken, declared, path)
     except BaseException:
         forget(node, row)
         raise
@@ -166,6 +177,17 @@ def _open_for(node: Node, who: Who, unit: Unit, deposit_id: str) -> deposit.Depo
     if state.phase != "open":
         raise refuse("wrong_phase", f"this deposit is {state.phase}")
     return state
+
+
+def _kept_alive(node: Node, file_id: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same chunks; while they come, the file's row says that its sender lives."""
+    told = node.clock()
+    for chunk in chunks:
+        if node.clock() - told >= ALIVE:
+            told = node.clock()
+            with node.records.writing() as unit:
+                unit.update("file", {"id": file_id, "state": "arriving"}, {"received": told})
+        yield chunk
 
 
 def _same(node: Node, unit: Unit, deposit_id: str, path: str, declared: str) -> Received | None:
@@ -198,16 +220,22 @@ def _keep(
 ) -> dict[str, Any]:
     """Write body and seal; returns the columns of the file's row. Nothing is kept where a check fails."""
     whole = hashlib.sha256()
-    writer, seal_writer = node.storage.writer(body), node.storage.writer(sidecar(body))
+    public = node.keys.create(key_id, claimed)
+    writer = node.storage.writer(body)
+    try:
+        seal_writer = node.storage.writer(sidecar(body))
+    except BaseException:
+        writer.abort()
+        raise
     sink: Taker | Encryptor
-    sink = Taker(writer, seal_writer) if taken else Encryptor(writer, seal_writer, node.keys.create(key_id, claimed))
+    sink = Taker(writer, seal_writer) if taken else Encryptor(writer, seal_writer, public)
     content = bytearray()
     try:
         for chunk in chunks:
             if taken:
                 whole.update(chunk)
             sink.write(chunk)
-            if path == PARTICIPANTS:
+            if path == PARTICIPANTS and not taken:
                 content += chunk
                 if len(content) > participants.LARGEST:
                     raise FormatFault("participants.tsv is too large", f"at most {participants.LARGEST} bytes")
@@ -286,6 +314,10 @@ def submit(node: Node, who: Who, deposit_id: str, *, expected: Sequence[str], co
         rows = [row for row in unit.rows("file", {"deposit": deposit_id}) if row["state"] != "arriving"]
         data = [row for row in rows if row["path"] != PARTICIPANTS]
         come = {row["path"] for row in rows}
+        folders = {paths.folded(str(above)) for path in come for above in PurePosixPath(path).parents}
+        both = next((row["path"] for row in rows if row["folded"] in folders), "")
+        if both:
+            raise refuse("path_wrong", f"{both[:80]!r} is both a file and a folder; cancel the deposit and begin anew")
         facts = deposit.Facts(
             owner=state.custodian == who.account_id,
             files=len(data),
@@ -333,6 +365,7 @@ def _show(unit: Unit, state: deposit.Deposit) -> View:
     rows = unit.rows("file", {"deposit": state.deposit_id}, order="path")
     name = unit.rows("dataset", {"id": state.dataset_id})[0]["name"]
     files = [_received(row) for row in rows]
+    state = msgspec.structs.replace(state, reason=text.get(unit, state.reason))
     return View(deposit_id=state.deposit_id, dataset=name, state=state, files=files)
 
 
@@ -340,6 +373,7 @@ def mine(node: Node, who: Who) -> list[View]:
     """The actor's deposits, newest first, without their files."""
     with node.records.reading() as unit:
         states = streams.find(unit, DEPOSIT, link=("custodian", who.account_id), limit=100)
+        states = [msgspec.structs.replace(state, reason=text.get(unit, state.reason)) for state in states]
         found = unit.rows("dataset", {"id": sorted({state.dataset_id for state in states})}) if states else []
     name = {row["id"]: row["name"] for row in found}
     return [View(deposit_id=s.deposit_id, dataset=name[s.dataset_id], state=s, files=[]) for s in states]

@@ -7,13 +7,15 @@ from datetime import timedelta
 from typing import Any
 
 from valv.app import dataset as datasets
-from valv.app import outbox, reading, streams
+from valv.app import outbox, reading, streams, text
 from valv.app.deposit import PARTICIPANTS, forget, manifest
-from valv.app.node import Node
+from valv.app.node import Node, each
 from valv.app.streams import DATASET, DEPOSIT, Step, retried
 from valv.core import dataset, deposit
 from valv.core.process import NODE
 from valv.errors import Fault, FormatFault, IntegrityFault, KeyFault, MissingFault
+from valv.formats import participants
+from valv.formats.seal import PAIR, sidecar
 from valv.ports.compute import Reader
 
 
@@ -21,14 +23,17 @@ def process_submitted(node: Node, reader: Reader) -> int:
     """Verify and publish every deposit that was handed in. Returns how many were dealt with."""
     with node.records.reading() as unit:
         waiting = streams.find(unit, DEPOSIT, phases=("submitted",), newest_first=False, limit=20)
-    for state in waiting:
-        try:
-            _verify(node, reader, state)
-            _publish(node, state)
-        except (IntegrityFault, FormatFault, KeyFault, MissingFault) as fault:
-            # The custodian's files are at fault; storage or a process that is away is retried instead.
-            _fail(node, state, str(fault))
+    each(waiting, lambda state: _process(node, reader, state))
     return len(waiting)
+
+
+def _process(node: Node, reader: Reader, state: deposit.Deposit) -> None:
+    try:
+        _verify(node, reader, state)
+        _publish(node, state)
+    except (IntegrityFault, FormatFault, KeyFault, MissingFault) as fault:
+        # The custodian's files are at fault; storage or a process that is away is retried instead.
+        _fail(node, state, str(fault))
 
 
 def _verify(node: Node, reader: Reader, state: deposit.Deposit) -> None:
@@ -39,8 +44,9 @@ def _verify(node: Node, reader: Reader, state: deposit.Deposit) -> None:
         if row["state"] != "received":
             continue
         values: dict[str, Any] = {"state": "verified"}
-        if node.storage.size(row["body"]) != row["cipher_size"]:
-            raise IntegrityFault(f"{row['path']}: the stored body does not have the size that was received")
+        for name, size in ((row["body"], row["cipher_size"]), (sidecar(row["body"]), row["segments"] * PAIR)):
+            if node.storage.size(name) != size:
+                raise IntegrityFault(f"{row['path']}: the stored body does not have the size that was received")
         if row["sha256"] is None:
             values["sha256"] = _digest(node, reader, row)
         with node.records.writing() as unit:
@@ -48,10 +54,16 @@ def _verify(node: Node, reader: Reader, state: deposit.Deposit) -> None:
 
 
 def _digest(node: Node, reader: Reader, row: dict[str, Any]) -> bytes:
-    whole = hashlib.sha256()
+    whole, table = hashlib.sha256(), bytearray()
     try:
         for chunk in reading.plain(node, reader, reading.mounted(row, row["path"])):
             whole.update(chunk)
+            if row["path"] == PARTICIPANTS:
+                table += chunk
+                if len(table) > participants.LARGEST:
+                    raise FormatFault("the table is too large", f"at most {participants.LARGEST} bytes")
+        if row["path"] == PARTICIPANTS:
+            participants.parse(bytes(table))
     except Fault as fault:
         fault.detail = f"{row['path']}: {fault.detail}"
         raise
@@ -63,7 +75,9 @@ def _fail(node: Node, state: deposit.Deposit, reason: str) -> None:
     at = node.clock()
     with node.records.writing() as unit:
         now, version = streams.need(unit, DEPOSIT, state.deposit_id)
-        events = deposit.decide(now, deposit.Fail(by=NODE, at=at, reason=reason), deposit.Facts())
+        # It may name a file, and that may name a person: the journal gets the id of the text.
+        said = text.put(unit, DEPOSIT.stream(state.deposit_id), "reason", reason[: text.LONGEST], at)
+        events = deposit.decide(now, deposit.Fail(by=NODE, at=at, reason=said), deposit.Facts())
         step = Step(DEPOSIT, state.deposit_id, version, now, events)
         streams.commit(unit, [step], by=NODE, at=at, command=f"fail:{state.deposit_id}")
         outbox.mail(

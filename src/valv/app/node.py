@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import secrets
 from base64 import b32encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 import msgspec
 
 from valv.config import Config
 from valv.core.actions import ACTIONS
 from valv.core.authorize import ANONYMOUS, Context, Policies, Principal, Resource, authorize
-from valv.errors import Refusal, RefusedFault
+from valv.errors import Fault, Refusal, RefusedFault
 from valv.ports.keys import KeyHolder
 from valv.ports.login import Login
 from valv.ports.records import Records
@@ -65,6 +66,21 @@ def permitted(node: Node, who: Who, action: str, resource: Resource, context: Co
 
 def refuse(code: str, detail: str = "") -> RefusedFault:
     return RefusedFault(Refusal(code, detail))
+
+
+Item = TypeVar("Item")
+
+
+def each(items: Iterable[Item], step: Callable[[Item], object]) -> None:
+    """Take the step for every item, also where it fails for one of them; then raise the first fault."""
+    first: Fault | None = None
+    for item in items:
+        try:
+            step(item)
+        except Fault as fault:
+            first = first or fault
+    if first is not None:
+        raise first
 
 
 def new_id() -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from valv.app.node import Node
-from valv.errors import Fault
+from valv.errors import Fault, InternalFault, UnreachableFault
 from valv.ports.records import Unit
+
+log = logging.getLogger("valv.outbox")
 
 LONGEST = timedelta(hours=1)
 """The longest pause between two tries."""
@@ -26,21 +29,33 @@ def mail(unit: Unit, at: datetime, *, key: str, account: str, subject: str, body
 
 
 def deliver(node: Node, topics: Mapping[str, Callable[[Node, dict[str, Any]], None]]) -> int:
-    """Try everything that is due. Returns how much was delivered."""
+    """Try everything that is due, of a topic whose peer is away one delivery only. Returns how much was delivered."""
     at, delivered = node.clock(), 0
+    away: set[str] = set()
     with node.records.reading() as unit:
-        rows = unit.rows("outbox", {"done": None}, order="id", limit=200)
+        rows = unit.rows("outbox", {"done": None}, order="id")
     for row in rows:
-        if row["due"] > at or row["topic"] not in topics:
+        topic = row["topic"]
+        if row["due"] > at or topic not in topics or topic in away:
             continue
+        values: dict[str, Any]
         try:
-            topics[row["topic"]](node, row["body"])
+            topics[topic](node, row["body"])
         except Fault as fault:
-            tries = row["tries"] + 1
-            due = at + min(LONGEST, timedelta(seconds=2 ** min(tries, 12)))
-            values: dict[str, Any] = {"tries": tries, "due": due, "error": fault.code}
+            values = _again(row, at, fault.code)
+            if isinstance(fault, UnreachableFault):
+                away.add(topic)
+        except Exception:
+            # A delivery that breaks must not keep those behind it from being made.
+            log.exception("delivery %s (%s) broke", row["id"], topic)
+            values = _again(row, at, InternalFault.code)
         else:
             values, delivered = {"done": at, "error": ""}, delivered + 1
         with node.records.writing() as unit:
             unit.update("outbox", {"id": row["id"]}, values)
     return delivered
+
+
+def _again(row: dict[str, Any], at: datetime, error: str) -> dict[str, Any]:
+    tries = row["tries"] + 1
+    return {"tries": tries, "due": at + min(LONGEST, timedelta(seconds=2 ** min(tries, 12))), "error": error}

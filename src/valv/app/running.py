@@ -11,7 +11,7 @@ import msgspec
 
 from valv.app import permit as permits
 from valv.app import reading, streams, text
-from valv.app.node import Node, derived_id, new_id
+from valv.app.node import Node, derived_id, each, new_id
 from valv.app.streams import DATASET, PERMIT, RELEASE, RUN, Step, retried
 from valv.core import release, run
 from valv.core.access import Wanted
@@ -140,7 +140,7 @@ def _renew(node: Node, compute: Compute, state: run.Run) -> None:
 
 
 def _keys(node: Node, state: run.Run) -> list[str]:
-    """Of the versions that the run may read, as the ledger has them: not of the rows of files, which could be edited."""
+    """Of the versions that the run may read, as the ledger has them and not as rows of files say."""
     with node.records.reading() as unit:
         return sorted({version.key_id for _, version in permits.behind(unit, state.datasets)})
 
@@ -161,15 +161,23 @@ def watch(node: Node, compute: Compute) -> int:
     with node.records.reading() as unit:
         going = streams.find(unit, RUN, phases=("running", "stopping"), limit=1000)
         refused = {state.run_id: _still_permitted(node, unit, state) for state in going if state.phase == "running"}
-    for state in going:
-        if state.phase == "stopping" or refused[state.run_id] is not None:
-            node.keys.revoke(_grant(state.run_id))
-            if state.phase == "running":
-                _ask_stop(node, state.run_id, "revoked")
-            compute.stop(state.run_id)
-        elif compute.status(state.run_id).state in ("starting", "running"):
-            _renew(node, compute, state)
+    # The processes end first and each on its own account, so that no other part that is away lets one go on.
+    ending = [state for state in going if state.phase == "stopping" or refused[state.run_id] is not None]
+    each(ending, lambda state: _end(node, compute, state))
+    each((state for state in going if state not in ending), lambda state: _keep_up(node, compute, state))
     return len(going)
+
+
+def _end(node: Node, compute: Compute, state: run.Run) -> None:
+    if state.phase == "running":
+        _ask_stop(node, state.run_id, "revoked")
+    compute.stop(state.run_id)
+    node.keys.revoke(_grant(state.run_id))
+
+
+def _keep_up(node: Node, compute: Compute, state: run.Run) -> None:
+    if compute.status(state.run_id).state in ("starting", "running"):
+        _renew(node, compute, state)
 
 
 @retried
@@ -208,14 +216,15 @@ def finish_ended(node: Node, compute: Compute) -> int:
     successful before its outputs are safe. Returns how many runs were dealt with."""
     with node.records.reading() as unit:
         going = streams.find(unit, RUN, phases=("running", "stopping"), newest_first=False, limit=100)
-    finished = 0
-    for state in going:
-        status = compute.status(state.run_id)
-        if status.state in ("ended", "unknown"):
-            node.keys.revoke(_grant(state.run_id))
-            finish(node, compute, state, status)
-            finished += 1
-    return finished
+    ended = [(state, compute.status(state.run_id)) for state in going]
+    ended = [(state, status) for state, status in ended if status.state in ("ended", "unknown")]
+    each(ended, lambda one: _finish_ended(node, compute, *one))
+    return len(ended)
+
+
+def _finish_ended(node: Node, compute: Compute, state: run.Run, status: RunStatus) -> None:
+    node.keys.revoke(_grant(state.run_id))
+    finish(node, compute, state, status)
 
 
 def finish(node: Node, compute: Compute, state: run.Run, status: RunStatus) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from valv.app import dataset as datasets
 from valv.app import reading, running, streams
 from valv.app import text as texts
-from valv.app.node import Node, derived_id
+from valv.app.node import Node, derived_id, each
 from valv.app.streams import DATASET, RELEASE, RUN
 from valv.core import dataset
 from valv.core.process import NODE
@@ -70,8 +70,7 @@ def step(node: Node, reader: Reader) -> int:
             version = state.current
             if version and version.claimed == "anonymised" and version.findings is None:
                 pending.append((state, version))
-    for state, version in pending:
-        _advance(node, reader, state, version)
+    each(pending, lambda one: _advance(node, reader, *one))
     return len(pending)
 
 

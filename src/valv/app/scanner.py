@@ -119,10 +119,13 @@ def _dicom_value(head: bytes, group: int, element: int, order: Literal["little",
     tag = group.to_bytes(2, order) + element.to_bytes(2, order)
     at = head.find(tag, 132)
     while at >= 0:
-        explicit = head[at + 4 : at + 6] in DICOM_TYPES
-        size = int.from_bytes(head[at + 6 : at + 8] if explicit else head[at + 4 : at + 8], order)
+        kind = head[at + 4 : at + 6]
+        start, end = (
+            (at + 6, at + 8) if kind in DICOM_TYPES else (at + 8, at + 12) if kind == b"UN" else (at + 4, at + 8)
+        )
+        size = int.from_bytes(head[start:end], order)
         # A text has an even, modest length; anything else is the same bytes inside another value.
-        if size % 2 == 0 and size <= 1 << 10 and head[at + 8 : at + 8 + size].strip(b" \0^"):
+        if size % 2 == 0 and size <= 1 << 10 and head[end : end + size].strip(b" \0^"):
             return True
         at = head.find(tag, at + 1)
     return False

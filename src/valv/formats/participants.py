@@ -25,17 +25,18 @@ class Participant(msgspec.Struct, frozen=True):
 def parse(content: bytes) -> list[Participant]:
     """Read the table. Raises `FormatFault` naming the line (never its content: it may be personal)."""
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        # Only these end a line: cells may hold other characters that Python, too, would take for its end.
+        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise FormatFault("participants.tsv is not UTF-8", "save it as UTF-8 text") from error
-    header = tuple(lines[0].split("\t")) if lines else ()
+    header = tuple(lines[0].split("\t"))
     if header[:2] != COLUMNS[:2] or not set(header) <= set(COLUMNS) or len(set(header)) != len(header):
         raise FormatFault("participants.tsv: the first line must name the columns", "\\t".join(COLUMNS))
     found: dict[str, Participant] = {}
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
-        cells = line.split("\t")
+        cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) != len(header):
             raise FormatFault(f"participants.tsv line {number}: {len(cells)} columns, not {len(header)}")
         row = dict(zip(header, cells, strict=True))

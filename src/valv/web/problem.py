@@ -39,7 +39,10 @@ def hint_of(fault: Fault) -> str:
 
 def sentence(fault: Fault) -> str:
     """What happened and what to do, in one line."""
-    what = f"{fault.row.title}: {fault.detail}" if fault.detail else fault.row.title
+    # The general titles of these two speak of requests and files; their details say it all.
+    alone = isinstance(fault, FormatFault | InputFault) and fault.detail
+    what = fault.detail if alone else f"{fault.row.title}: {fault.detail}" if fault.detail else fault.row.title
+    what = what[0].upper() + what[1:]
     hint = hint_of(fault)
     return f"{what}. {hint[0].upper()}{hint[1:]}." if hint else f"{what}."
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import smtplib
+import ssl
 from collections.abc import Callable
 from email.message import EmailMessage
 from typing import Any
 
-from valv.app.node import Node
+from valv.app.node import Node, new_id
 from valv.app.operation import performs
-from valv.errors import StorageFault, UnreachableFault
+from valv.errors import InputFault, StorageFault, UnreachableFault
 
 SECONDS = 20
 
@@ -38,15 +39,19 @@ def _smtp(node: Node, message: EmailMessage) -> None:
     try:
         with smtplib.SMTP(settings.host, settings.port, timeout=SECONDS) as server:
             if settings.starttls:
-                server.starttls()
+                server.starttls(context=ssl.create_default_context())
             server.send_message(message)
+    except smtplib.SMTPDataError as error:
+        raise InputFault(f"the mail server did not take this message (status {error.smtp_code})") from None
+    except smtplib.SMTPRecipientsRefused:
+        raise InputFault("the mail server did not take a message for this address") from None
     except (OSError, smtplib.SMTPException) as error:
-        raise UnreachableFault(f"the mail server did not take a message ({type(error).__name__})") from error
+        raise UnreachableFault(f"the mail server did not take a message ({type(error).__name__})") from None
 
 
 def _folder(node: Node, message: EmailMessage, body: dict[str, Any]) -> None:
     folder = node.config.path(node.config.mail.folder)
-    name = f"{node.clock():%Y%m%dT%H%M%S%f}-{str(body['account'])[:8]}.eml"
+    name = f"{node.clock():%Y%m%dT%H%M%S%f}-{str(body['account'])[:8]}-{new_id()[:8]}.eml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(message.as_bytes())
