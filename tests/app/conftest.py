@@ -28,7 +28,7 @@ class Clock:
 
 
 class Stage:
-    """`node` is the server's, `worker` the worker's; both go by `clock`. Everybody is logged in with a second factor."""
+    """`node` is the server's, `worker` the worker's; both go by `clock`. Everybody logs in with a second factor."""
 
     def __init__(self, made: World) -> None:
         self.world = made

@@ -18,7 +18,7 @@ from valv.formats import crypt4gh
 VERBS = [("writer", 1), ("writer", 2), ("write", 1), ("write", 2), ("write", 3), ("commit", 1), ("commit", 2)]
 
 
-def refused(code: str, call: Any, *args: Any, **kwargs: Any) -> str:
+def refused(code: str, call: Any, /, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(RefusedFault) as fault:
         call(*args, **kwargs)
     assert fault.value.refusal.code == code, fault.value

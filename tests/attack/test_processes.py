@@ -99,9 +99,9 @@ def started(stage: Stage) -> dict[str, list[int]]:
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if str(stage.node.directory) in line and (named := re.search(r"valv\.assemble\.(\w+)", line)):
-            if "bwrap" not in line.split(" ", 1)[0] and "setpriv" not in line.split(" ", 1)[0]:
-                found.setdefault(named[1], []).append(int(entry.name))
+        named = re.search(r"valv\.assemble\.(\w+)", line)
+        if named and str(stage.node.directory) in line and not line.startswith(("bwrap ", "setpriv ")):
+            found.setdefault(named[1], []).append(int(entry.name))
     return found
 
 
@@ -134,20 +134,17 @@ def test_a_mount_reads_ciphertext_and_writes_nothing(stage: Stage, open_folder: 
 
 def test_modes_of_the_nodes_folder(stage: Stage) -> None:
     folder, base = stage.node.directory, stage.config.processes.uid_base
-    for path in everything(folder):
-        mode = path.lstat().st_mode
-        if path != folder and not stat.S_ISLNK(mode):
-            assert not mode & 0o007 or path.parent != folder or path.name == "up.lock", f"{path}: {mode:o}"
-    keys = [path.lstat() for path in everything(folder / "keys")]
-    assert all(found.st_uid == base + 1 and not found.st_mode & 0o077 for found in keys)
-    for name in ("secrets", "demo"):
-        assert all(
-            found.lstat().st_uid == 0 and not found.lstat().st_mode & 0o077 for found in everything(folder / name)
-        )
+    for path in folder.iterdir():
+        if path.name != "up.lock":  # holds a process id
+            assert not path.lstat().st_mode & 0o007, f"{path}: {path.lstat().st_mode:o}"
+    owners = {"keys": (base + 1, 0o077), "secrets": (0, 0o077), "demo": (0, 0o077)}
+    for name, (owner, closed) in owners.items():
+        for path in everything(folder / name):
+            found = path.lstat()
+            assert found.st_uid == owner and not found.st_mode & closed, path
     for name in ("db", "store"):
-        assert all(
-            found.lstat().st_gid == base and not found.lstat().st_mode & 0o007 for found in everything(folder / name)
-        )
+        for path in everything(folder / name):
+            assert path.lstat().st_gid == base and not path.lstat().st_mode & 0o007, path
 
 
 # --- processes ---

@@ -54,11 +54,12 @@ def test_good_names(path: str) -> None:
     assert paths.fault(path) is None
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "../a", "a\\b", "a\0", "a\nb", "a\x7f", "\u202ea"]
-    + ["A\u030a", "\ufeffa", "a\u200bb", "a\ud800", "a" * 256, "/".join(["a" * 200] * 6), "a\u2028b"],
-)
+BAD = ["", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "../a", "a\\b", "a\0", "a\nb", "a\x7f"]
+UNSEEN = ["\u202ea", "A\u030a", "\ufeffa", "a\u200bb", "a\ud800", "a\u2028b"]
+LONG = ["a" * 256, "/".join(["a" * 200] * 6)]
+
+
+@pytest.mark.parametrize("path", [*BAD, *UNSEEN, *LONG])
 def test_bad_names(path: str) -> None:
     refusal = paths.fault(path)
     assert refusal is not None

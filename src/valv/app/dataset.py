@@ -197,7 +197,7 @@ def catalogue(
             data_type=data_type,
             consent=wanted,
             offset=max(0, offset),
-            limit=min(limit, 200),
+            limit=max(1, min(limit, 200)),
         )
     return Found(total, [_public(row) for row in rows])
 

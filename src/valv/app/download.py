@@ -94,8 +94,8 @@ def open_file(node: Node, who: Who, permit_id: str, file_id: str, *, key_id: str
         streams.commit(unit, [step], by=who.account_id, at=at, command=new_id())
     row = rows[0]
     header = node.keys.reseal_outside(row["key_id"], row["header"], keys[0]["public"])
-    if start > len(header) + row["cipher_size"]:
-        raise refuse("no_file", "the range begins behind the end of the file")
+    if not 0 <= start <= len(header) + row["cipher_size"]:
+        raise refuse("no_file", "the range begins outside the file")
     wanted = Wanted(row["dataset"], row["version"])
     return Opened(
         path=f"{row['path']}.c4gh",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -47,7 +46,6 @@ def build(config: Config) -> Parts:
     from valv.db.database import Database
     from valv.keys.client import KeydClient
 
-    os.umask(0o007)  # what server and worker write belongs to both of them, and to nobody else
     store = storage(config)
     launcher = LauncherClient(config.runtime / "launcher.sock")
     password = str(config.path(config.database.password_file)) if config.database.password_file else ""

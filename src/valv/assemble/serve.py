@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import uvicorn
 
     from valv.api import app as api
+    from valv.assemble.connection import Connection
     from valv.web import app as web
 
     uvicorn.run(
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         access_log=False,
         server_header=False,
         lifespan="off",
+        http=Connection,
         timeout_graceful_shutdown=3,
     )
     return 0

@@ -41,7 +41,7 @@ NOUNS = (home, session, catalogue, dataset, deposit, access, permit, run, releas
 
 def create(node: Node, reader: Reader) -> FastAPI:
     """The portal of `node`. `reader` opens outputs for checkers and authors."""
-    app = FastAPI(title=node.config.node.title, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title=node.config.node.title, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.door = open_door(node, reader)
     for noun in NOUNS:
         app.include_router(noun.router)

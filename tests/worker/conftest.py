@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.app.conftest import made, s
+
+__all__ = ["made", "s"]
