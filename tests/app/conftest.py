@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -155,8 +156,12 @@ class Stage:
 
 @pytest.fixture(scope="session")
 def made() -> Iterator[Stage]:
-    with world() as found:
-        yield Stage(found)
+    before = os.umask(0o022)  # a node that was built in this process before has narrowed it
+    try:
+        with world() as found:
+            yield Stage(found)
+    finally:
+        os.umask(before)
 
 
 @pytest.fixture
