@@ -164,7 +164,7 @@ def test_ledger_is_proven_elsewhere(w):
     from valv.app import ledger
 
     audun = w.person("audun")
-    ledger.checkpoint(w.node)
+    ledger.checkpoint(w.worker)
     proof = audun.get("/ledger/proof")
     exported = audun.good(audun.ask("GET", "/ledger/export", params={"size": proof["checkpoint_size"]}))
     assert exported.headers["content-type"] == "application/jsonl"

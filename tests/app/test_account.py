@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pyotp
@@ -267,3 +268,16 @@ def test_somebody_else_ends_no_key(s: Any, person: str) -> None:
 def test_names_that_are_refused(s: Any, name: str) -> None:
     with pytest.raises(Fault):
         account.create(s.node, name=name, display="x", email="x@example.org", roles=())
+
+
+def test_what_is_of_no_use_is_cleared(s: Any, person: str) -> None:
+    """Old attempts and ended sessions go; fresh ones stay."""
+    refused("login_failed", account.log_in, s.node, name=person, password="wrong")
+    old = account.log_in(s.node, name=person, password=PASSWORD)
+    s.clock.forward(seconds=s.node.config.login.absolute + 86_400 + 1)
+    fresh = account.log_in(s.node, name=person, password=PASSWORD)
+    account.clear_old(s.node)
+    sessions = {row["hash"] for row in s.rows("session")}
+    assert fresh.who.session in sessions
+    assert old.who.session not in sessions
+    assert all(row["at"] > s.node.clock() - timedelta(days=1) for row in s.rows("login_attempt"))

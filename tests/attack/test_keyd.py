@@ -309,7 +309,7 @@ def test_no_verb_gives_a_secret_away(keyd: Any, tmp_path: Path) -> None:
         operator.unseal(PASSPHRASE[:-1])
     names = ["identifiable", "anonymised", "result", "intake"]
     headers = {name: crypt4gh.build_header(DATA_KEY, [worker.create(name, name)]) for name in names}
-    serve.confirm("anonymised")
+    keyd.client(WORKER).confirm("anonymised")
     worker.adopt(crypt4gh.build_header(DATA_KEY, [serve.status().node_key]), "identifiable")
     worker.grant("g", names, RUN, 60)
     worker.renew("g", 60)
@@ -400,7 +400,7 @@ def test_files_from_before_narrowing_do_not_let_data_out(keyd: Any) -> None:
     serve = keyd.client(SERVE)
     header = crypt4gh.build_header(DATA_KEY, [serve.create("v1", "anonymised")])
     outside = crypt4gh.generate_keypair()
-    serve.confirm("v1")
+    keyd.client(WORKER).confirm("v1")
     assert serve.reseal_outside("v1", header, outside.public)
     record = keyd.keys / "keys" / "v1.json"
     before = record.read_bytes()
@@ -418,7 +418,7 @@ def test_a_header_of_one_key_does_not_open_under_another(keyd: Any) -> None:
     serve = keyd.client(SERVE)
     header = crypt4gh.build_header(DATA_KEY, [serve.create("closed", "identifiable")])
     serve.create("free", "anonymised")
-    serve.confirm("free")
+    keyd.client(WORKER).confirm("free")
     with pytest.raises(KeyFault):
         serve.reseal_outside("free", header, crypt4gh.generate_keypair().public)
     with pytest.raises(KeyFault):

@@ -130,10 +130,10 @@ def test_the_server_grants_results_only(keyd: Running) -> None:
             serve.grant("view", keys, RUN, 60)
     serve.grant("view", ["out"], RUN, 60)
     assert run.reseal("view", "out", header, crypt4gh.generate_keypair().public)
-    serve.renew("view", 60)
     worker.grant("run", ["data"], RUN, 60)
-    with refused("no_grant"):
-        serve.renew("run", 60)
+    for grant in ("view", "run"):
+        with refused("key_not_yours"):
+            serve.renew(grant, 60)
     serve.revoke("run")
     with refused("no_grant"):
         worker.renew("run", 60)
@@ -156,10 +156,10 @@ def test_outside_only_when_anonymised_and_confirmed(keyd: Running) -> None:
             serve.reseal_outside(name, header, researcher.public)
         if name != "anonymised":
             with refused("key_class"):
-                serve.confirm(name)
+                keyd.client(WORKER).confirm(name)
             continue
-        serve.confirm(name)
-        serve.confirm(name)
+        keyd.client(WORKER).confirm(name)
+        keyd.client(WORKER).confirm(name)
         sent = serve.reseal_outside(name, header, researcher.public)
         assert crypt4gh.open_header(sent, [researcher.private]).data_keys == (DATA_KEY,)
         assert packets(sent) == 1
@@ -170,7 +170,7 @@ def test_outside_only_when_anonymised_and_confirmed(keyd: Running) -> None:
         with refused("key_stays_inside"):
             serve.reseal_outside(name, header, researcher.public)
         with refused("key_class"):
-            serve.confirm(name)
+            keyd.client(WORKER).confirm(name)
         assert serve.create(name, "anonymised")
         with refused("key_stays_inside"):
             serve.reseal_outside(name, header, researcher.public)
@@ -198,13 +198,15 @@ def test_sign_goes_forward_only(keyd: Running) -> None:
     keyd.start()
     with refused("ledger_forked"):
         worker.sign(16, tree.root(16), [])
-    assert keyd.client(SERVE).sign(20, tree.root(20), tree.proof(17, 20))
+    assert keyd.client(WORKER).sign(20, tree.root(20), tree.proof(17, 20))
+    with refused("key_not_yours"):
+        keyd.client(SERVE).sign(20, tree.root(20), [])
 
 
 def test_destroyed_is_destroyed(keyd: Running) -> None:
     worker = keyd.client(WORKER)
     header = crypt4gh.build_header(DATA_KEY, [worker.create("v1", "anonymised")])
-    worker.confirm("v1")
+    keyd.client(WORKER).confirm("v1")
     worker.grant("g", ["v1"], RUN, 60)
     worker.destroy("v1")
     worker.destroy("v1")
@@ -233,7 +235,7 @@ def test_names_that_are_no_key_ids(keyd: Running, name: str) -> None:
 def test_a_public_key_that_gives_no_secret_is_refused(keyd: Running, public: bytes) -> None:
     serve = keyd.client(SERVE)
     header = crypt4gh.build_header(DATA_KEY, [serve.create("v1", "anonymised")])
-    serve.confirm("v1")
+    keyd.client(WORKER).confirm("v1")
     with pytest.raises(InputFault):
         serve.reseal_outside("v1", header, public)
 

@@ -24,6 +24,8 @@ FAILURES = 5
 """Failed log-ins for one name within `WINDOW` before further ones are refused unseen."""
 WINDOW = timedelta(seconds=60)
 CHALLENGE = timedelta(minutes=10)
+CLEARED = 1000
+"""Rows of a table looked at in one clearing."""
 
 
 class LoggedIn(msgspec.Struct, frozen=True):
@@ -92,6 +94,7 @@ def log_in(node: Node, *, name: str, password: str, code: str = "", kind: str = 
     good = node.login.check_password(password, str(row.get("password") or "")) and bool(row)
     step = None
     with node.records.writing() as unit:
+        _limit(unit, name_hash, at)  # again: guesses that were made at the same time count too
         if good and code:
             # Counted by itself: else good passwords between wrong codes would make room for any number of guesses.
             step = _spend(node, unit, row, code, at)
@@ -240,6 +243,27 @@ def by_name(unit: Unit, wanted: Sequence[str]) -> tuple[tuple[str, ...], tuple[s
     rows = unit.rows("account", {"name": sorted(set(wanted)), "erased": None}) if wanted else []
     known = {row["name"]: row["id"] for row in rows}
     return tuple(known[name] for name in wanted if name in known), tuple(n for n in wanted if n not in known)
+
+
+# --- the node's own step ---
+
+
+def clear_old(node: Node) -> None:
+    """Drop what is of no use any more: attempts to log in a day ago and earlier, sessions and challenges that ended."""
+    at = node.clock()
+    with node.records.writing() as unit:
+        attempts = unit.rows("login_attempt", order="id", limit=CLEARED)
+        gone = [row["id"] for row in attempts if row["at"] < at - timedelta(days=1)]
+        sessions = [row["hash"] for row in unit.rows("session", order="expires", limit=CLEARED) if row["expires"] < at]
+        waiting = unit.rows("key_challenge", order="expires", limit=CLEARED)
+        challenges = [row["id"] for row in waiting if row["expires"] < at]
+        for table, column, values in (
+            ("login_attempt", "id", gone),
+            ("session", "hash", sessions),
+            ("key_challenge", "id", challenges),
+        ):
+            if values:
+                unit.delete(table, {column: values})
 
 
 # --- keys for downloads ---

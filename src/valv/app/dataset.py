@@ -273,11 +273,9 @@ def _step(
         topic = "key.confirm" if changed.effective == "anonymised" else "key.narrow"
         if confirm is not False:
             outbox.put(unit, at, topic=topic, key=f"{topic}:{changed.key_id}", body={"key_id": changed.key_id})
-    # At once where the key holder answers; the outbox sees to it that it happens in any case.
-    with contextlib.suppress(Fault):
-        if changed.effective == "anonymised":
-            node.keys.confirm(changed.key_id)
-        elif confirm is None:
+    if confirm is None:
+        # At once where the key holder answers; the outbox sees to it in any case. (To confirm is the worker's alone.)
+        with contextlib.suppress(Fault):
             node.keys.narrow(changed.key_id)
 
 

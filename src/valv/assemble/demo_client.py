@@ -53,7 +53,15 @@ class Person:
         return answered.json() if answered.content else None
 
     def content(self, path: str, **query: Any) -> bytes:
-        return self._answer(self._http.get(f"/api/v1{path}", params=query)).content
+        """The bytes at an address; asked for again while the node says that it is too early."""
+        end = time.monotonic() + WAIT
+        while True:
+            try:
+                return self._answer(self._http.get(f"/api/v1{path}", params=query)).content
+            except RefusedFault as fault:
+                if fault.refusal.code != "not_yet" or time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
 
     def deposit(self, folder: Path, **about: Any) -> str:
         """Send every file of a folder, hand the deposit in and wait until it is published. Returns the deposit's id."""

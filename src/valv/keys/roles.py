@@ -24,15 +24,15 @@ ALLOWED: Final[dict[str, frozenset[Role]]] = {
     "status": frozenset({Role.OPERATOR, Role.SERVE, Role.WORKER, Role.RUN}),
     "unseal": frozenset({Role.OPERATOR}),
     "create": frozenset({Role.SERVE, Role.WORKER}),
-    "confirm": frozenset({Role.SERVE, Role.WORKER}),
+    "confirm": frozenset({Role.WORKER}),
     "narrow": frozenset({Role.OPERATOR, Role.SERVE, Role.WORKER}),
     "adopt": frozenset({Role.SERVE, Role.WORKER}),
     "grant": frozenset({Role.SERVE, Role.WORKER}),
-    "renew": frozenset({Role.SERVE, Role.WORKER}),
+    "renew": frozenset({Role.WORKER}),
     "revoke": frozenset({Role.OPERATOR, Role.SERVE, Role.WORKER}),
     "reseal": frozenset({Role.RUN}),
     "reseal_outside": frozenset({Role.SERVE}),
-    "sign": frozenset({Role.SERVE, Role.WORKER}),
+    "sign": frozenset({Role.WORKER}),
     "destroy": frozenset({Role.OPERATOR, Role.WORKER}),
 }
 """verb → roles that may ask for it. The table in docs/keyd.md is written from it."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from valv.app import intake, ledger, outbox, permit, running, scan
+from valv.app import account, intake, ledger, outbox, permit, running, scan
 from valv.app.node import Node
 from valv.app.operation import performs
 from valv.errors import ConflictFault, Fault, RefusedFault
@@ -108,6 +108,7 @@ class Worker:
         for run_id, totals in reads.items():
             running.record_reads(self._node, run_id, totals)
         intake.clear_dead(self._node)
+        account.clear_old(self._node)
 
     @performs("node.operate")
     def lease(self, beat: Beat, uid: int) -> bool:
