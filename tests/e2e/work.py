@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,12 @@ def confirm_anonymous(node: Any, name: str) -> None:
     page = node.person("carin").wait(f"/datasets/{name}", scanned, ("scanned",))
     body = {"version": page["row"]["version"], "confirm": True, "reason": "Open data."}
     node.person("kerttu").post(f"/datasets/{name}/assessment", body)
+    end = time.monotonic() + 30
+    with contextlib.closing(sqlite3.connect(node.directory / "db" / "valv.sqlite", timeout=30)) as database:
+        waiting = "select count(*) from outbox where topic = 'key.confirm' and done is null"
+        while database.execute(waiting).fetchone()[0]:  # until then downloads are answered `not_yet`
+            assert time.monotonic() < end, "the worker did not tell the key holder"
+            time.sleep(0.1)
 
 
 def permit(node: Any, name: str, mode: str, purpose: tuple[str, ...] = ("HMB", "IRB")) -> str:
