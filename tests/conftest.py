@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-pytest_plugins = ["tests.peers.postgres"]
+pytest_plugins = ["tests.peers.postgres", "tests.peers.softhsm"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +37,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
     if ci and report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("may_skip") is None:
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr[2] if isinstance(report.longrepr, tuple) else ''}"
+    node = getattr(item, "funcargs", {}).get("running_node")
+    if report.failed and isinstance(node, RunningNode):
+        report.sections.append(("the node's logs", node.last_words()))
     return report
 
 
@@ -63,6 +66,13 @@ class RunningNode:
     directory: Path
     accounts: dict[str, dict[str, str]]
     people: dict[str, Any] = field(default_factory=dict)
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of each process's log."""
+        parts = []
+        for path in sorted((self.directory / "log").glob("*.log")):
+            parts += [f"--- {path.name}", *path.read_text("utf-8", "replace").splitlines()[-lines:]]
+        return "\n".join(parts)
 
     def person(self, name: str) -> Any:
         """Logged in once for all tests: a code of the second factor counts once, and the next is 30 seconds away."""

@@ -32,7 +32,7 @@ while [ "$1" != -- ]; do mkdir -p "$new$1"; mount --bind "$1" "$new$1"; shift; d
 mknod "$new/fuse" c 10 229; chmod 666 "$new/fuse"; mount --bind "$new/fuse" "$new/dev/fuse"
 { cat /etc/passwd; echo "valvtest:x:$uid:$uid::/tmp:/bin/sh"; } > "$new/passwd"
 mount --bind "$new/passwd" "$new/etc/passwd"
-mkdir -p -m 1777 "$new/tmp"; mkdir "$new/old"
+mkdir -p "$new/tmp"; chmod 1777 "$new/tmp"; mkdir "$new/old"
 cd "$new"; pivot_root . old; umount -l /old
 exec setpriv --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
 """

@@ -338,7 +338,7 @@ def _healthy(config: Config) -> None:
 def _lock(config: Config) -> Iterator[None]:
     path = Path(config.home, LOCK)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise StorageFault(f"{path}: {error.strerror}", "the node's folder must be writable") from None
     with os.fdopen(descriptor, "r+") as file:
