@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from valv.config import Keys
 from valv.formats import crypt4gh
 from valv.keys.client import KeydClient
-from valv.keys.file import FileRoot
+from valv.keys.file import FileKeyring, FileRoot
 from valv.keys.keyd import Keyd
 from valv.keys.roles import Roles
 from valv.keys.server import Server
@@ -41,7 +42,7 @@ def microseconds(act: Callable[[], object]) -> tuple[float, float]:
 def serve(folder: Path) -> None:
     """Run the key holder in this process until it is killed."""
     roles = Roles(own_uid=os.geteuid(), shared=True)
-    keyd = Keyd(folder, "bench", roles, lambda path, word: FileRoot.open(path / "root.json", word))
+    keyd = Keyd(folder, "bench", roles, FileKeyring(Keys()))
     keyd.unseal(b"bench-phrase")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "keyd.sock"))

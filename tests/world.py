@@ -69,7 +69,13 @@ class DirectReader:
         pair = generate_keypair()
         header = self._keys.reseal(grant_id, file.key_id, file.header, pair.public)
         reader = open_reader(
-            self._storage.open, file.body, header, pair.private, size=file.size, seal_root=file.seal_root
+            self._storage.open,
+            file.body,
+            header,
+            pair.private,
+            size=file.size,
+            seal_root=file.seal_root,
+            tree_root=file.tree_root,
         )
         try:
             yield from reader.chunks()
@@ -106,7 +112,7 @@ class Ended:
             encryptor = Encryptor(self.storage.writer(name), self.storage.writer(f"{name}.seal"), public_key)
             encryptor.write(content)
             made = encryptor.finish()
-            yield Output(path, name, made.header, made.size, made.sha256, made.seal_root)
+            yield Output(path, name, made.header, made.size, made.sha256, made.seal_root, made.tree_root)
         yield Skipped("dev", "device")
 
     def discard(self, run_id: str) -> None:

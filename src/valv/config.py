@@ -53,11 +53,18 @@ class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`passphrase_file`: where keyd reads the passphrase at start; empty: it stays locked until `valv keys unseal`."""
+    """`backend`: an entry point of the group `valv.keys`, `file` or `pkcs11`; `passphrase_file`: where keyd reads the
+    passphrase (the token's PIN) at start; empty: it stays locked until `valv keys unseal`. For `pkcs11`, `module`: the
+    library that came with the token; `token`, `key`: labels; `binds`: files, folders and sockets that it needs, each as
+    `PATH`, or as `PATH:INSIDE` where the key holder is to see it at another place."""
 
     backend: str = "file"
     path: str = "keys"
     passphrase_file: str = ""
+    module: str = ""
+    token: str = ""
+    key: str = ""
+    binds: tuple[str, ...] = ()
 
 
 class Compute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -240,6 +247,12 @@ def _meaning(config: Config) -> list[str]:
     check(bool(config.node.unit.strip()), "node.unit: must not be empty")
     check(0 < config.serve.port < 65536, "serve.port: must lie between 1 and 65535")
     check(0 < config.mail.port < 65536, "mail.port: must lie between 1 and 65535")
+    if config.keys.backend == "pkcs11":
+        for key in ("module", "token", "key"):
+            check(bool(getattr(config.keys, key)), f"keys.{key}: the backend 'pkcs11' needs it")
+    for bind in config.keys.binds:
+        _, colon, inside = bind.partition(":")
+        check(not colon or inside.startswith("/"), f"keys.binds: {bind!r} is not PATH, or PATH:INSIDE from the root")
     check("@" in config.mail.sender, "mail.sender: must be an address")
     for key in ("slots", "seconds", "memory", "processes", "scratch"):
         check(getattr(config.compute, key) > 0, f"compute.{key}: must be positive")

@@ -22,10 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from valv.config import Keys
 from valv.errors import Fault, KeyFault, RefusedFault, UnreachableFault
 from valv.formats import crypt4gh
 from valv.keys import messages
-from valv.keys.file import FileRoot
+from valv.keys.file import FileKeyring, FileRoot
 from valv.keys.keyd import Keyd
 from valv.keys.messages import LARGEST
 from valv.keys.roles import ALLOWED, Caller, Role, Roles
@@ -211,7 +212,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder.mkdir(mode=0o700)
     Store.create(folder, "valv.example", FileRoot.create(folder / "root.json", PASSPHRASE, running.CHEAP))
     roles = Roles(own_uid=os.geteuid(), shared=True)
-    holder = Keyd(folder, "valv.example", roles, lambda path, word: FileRoot.open(path / "root.json", word))
+    holder = Keyd(folder, "valv.example", roles, FileKeyring(Keys()))
     holder.unseal(PASSPHRASE)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))

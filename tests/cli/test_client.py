@@ -205,9 +205,11 @@ def _sealed(size: int) -> tuple[bytes, crypt4gh.KeyPair]:
     from io import BytesIO
 
     from valv.cli import cipher
+    from valv.vault.endpoints import Memory, StreamSink
 
-    pair = crypt4gh.generate_keypair()
-    return b"".join(cipher.encrypt(BytesIO(b"p" * size), [pair.public])), pair
+    pair, made = crypt4gh.generate_keypair(), BytesIO()
+    cipher.encrypt(Memory(b"p" * size), StreamSink(made), [pair.public])
+    return made.getvalue(), pair
 
 
 def test_a_download_goes_on_where_it_broke(node: Valv, script: Script, tmp_path: Path) -> None:

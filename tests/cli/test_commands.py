@@ -14,7 +14,7 @@ from valv.assemble.cli_reference import commands
 from valv.cli.app import TREE, load
 from valv.core.actions import ACTIONS
 
-LOCAL = {"crypt keygen", "crypt encrypt", "crypt decrypt", "crypt info"}
+LOCAL = {f"crypt {word}" for word in ("keygen", "encrypt", "decrypt", "reencrypt", "rearrange", "info")}
 """What touches nothing of a node, and so performs no action."""
 COMMANDS = dict(commands())
 

@@ -9,15 +9,11 @@ from pathlib import Path
 import crypt4gh.keys
 import crypt4gh.lib
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.cli.conftest import Valv
-from valv.cli import cipher
-from valv.formats.crypt4gh import SEGMENT, build_header, generate_keypair
+from valv.formats.crypt4gh import SEGMENT
 
 SIZES = (0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 5 * SEGMENT + 7)
-PAIR = generate_keypair()
 
 
 @pytest.fixture
@@ -94,20 +90,3 @@ def test_what_does_not_open(valv: Valv, keys: Path) -> None:
     valv.bad(66, "crypt", "decrypt", keys / "absent.c4gh", *secret)
     valv.bad(64, "crypt", "encrypt", keys / "x", "--for", keys / "absent.pub")
     assert not [path for path in keys.iterdir() if path.name.endswith(".part")]
-
-
-@given(st.lists(st.integers(0, 3 * SEGMENT), max_size=6), st.integers(0, 3 * SEGMENT))
-def test_an_edit_list_shows_only_what_it_keeps(lengths: list[int], size: int) -> None:
-    plain = bytes(number * 7 % 256 for number in range(size))
-    body = b"".join(cipher.encrypt(BytesIO(plain), [PAIR.public]))
-    header, _ = cipher.read_header(BytesIO(body))
-    from valv.formats.crypt4gh import open_header
-
-    data_key = open_header(header, [PAIR.private]).data_keys[0]
-    edited = build_header(data_key, [PAIR.public], lengths) + body[len(header) :]
-    kept, at = b"", 0
-    for turn, length in enumerate(lengths):
-        kept += plain[at : at + length] if turn % 2 else b""
-        at += length
-    kept += plain[at:] if len(lengths) % 2 == 0 else b""
-    assert b"".join(cipher.decrypt(BytesIO(edited), [PAIR.private])) == kept

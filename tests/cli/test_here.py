@@ -111,14 +111,19 @@ def test_operator_commands_call_the_assembly(valv: Valv, calls: Calls, tmp_path:
     named = ("--name", "n", "--country", "se", "--unit", "u")
     valv.good("node", "create", tmp_path, *named, "--passphrase-file", secret)
     valv.good("node", "create", tmp_path, *named)
+    token = ("--pkcs11-module", "/lib/token.so", "--pkcs11-token", "t", "--pkcs11-bind", "/a:/b")
+    valv.bad(64, "node", "create", tmp_path, *named, *token)
+    valv.good("node", "create", tmp_path, *named, *token, "--passphrase-file", secret)
     person = ("account", "create", tmp_path, "ada", "--password-file", secret, "--role")
     assert "otpauth://" in valv.good(*person, "researcher", "--totp").out
     valv.bad(64, *person, "king")
     made = [name for name, _, _ in calls.made]
-    assert made == ["up", "demo", "doctor", "unseal", "create_node", "create_node", "create_account"]
+    assert made == ["up", "demo", "doctor", "unseal", *["create_node"] * 3, "create_account"]
     assert calls.made[3][1] == (tmp_path, b"a passphrase")
     assert calls.made[4][2]["passphrase"] == b"a passphrase" and calls.made[4][2]["country"] == "SE"
-    assert calls.made[5][2]["passphrase"] == b""
+    assert calls.made[5][2]["passphrase"] == b"" and calls.made[5][2]["keys"] == {}
+    wanted = {"backend": "pkcs11", "module": "/lib/token.so", "token": "t", "key": "valv", "binds": ["/a:/b"]}
+    assert calls.made[6][2]["keys"] == wanted
     assert calls.made[1][2] == {"once": True, "port": 8600}
 
 

@@ -36,7 +36,7 @@ from valv.config import Config
 from valv.errors import ComputeFault, Fault
 from valv.formats.crypt4gh import generate_keypair
 from valv.keys.client import KeydClient
-from valv.keys.file import Cost
+from valv.keys.file import Cost, FileKeyring
 from valv.ports.compute import Limits, MountedFile, Output, RunSpec, RunStatus, Skipped
 from valv.ports.lease import Beat
 from valv.ports.storage import Place
@@ -147,7 +147,7 @@ class Node:
         (home / "passphrase").write_bytes(PASSPHRASE)
         (home / "passphrase").chmod(0o600)
         self.config = configuration.load(home)
-        create_keys(self.config, PASSPHRASE, Cost(passes=1, lanes=1, memory=8 << 10))
+        create_keys(self.config, PASSPHRASE, FileKeyring(self.config.keys, Cost(passes=1, lanes=1, memory=8 << 10)))
         self.users = Users.of(self.config)
         self.supervisor = self._spawn("supervise", None)
         assert self.supervisor.stdout is not None

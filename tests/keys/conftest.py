@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.peers.softhsm import SoftHsm
+
 
 def _load() -> ModuleType:
     name = "valv_tests_keys_running"
@@ -30,9 +32,15 @@ def needs_root() -> None:
 
 
 @pytest.fixture
-def keyd(needs_root: None) -> Iterator[object]:
+def softhsm_or_file() -> SoftHsm | None:
+    """Where the root key is: in a file. `test_contract.py` runs with both."""
+    return None
+
+
+@pytest.fixture
+def keyd(needs_root: None, softhsm_or_file: SoftHsm | None) -> Iterator[object]:
     """A running, opened key holder under its own user, so that the roles are told apart."""
-    with running.running(running.KEYD) as holder:
+    with running.running(running.KEYD, softhsm=softhsm_or_file) as holder:
         yield holder
 
 

@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.peers.softhsm import PIN, SoftHsm
 from valv.assemble import keyd
 from valv.config import Config, load
 from valv.formats import merkle
 from valv.keys.client import KeydClient
-from valv.keys.file import Cost
+from valv.keys.file import Cost, FileKeyring
 
 BASE = 770_000
 PASSPHRASE = b"correct horse battery staple"
@@ -28,8 +29,15 @@ KEYD, SERVE, WORKER, RUN, OTHER_RUN, STRANGER = (BASE + n for n in (1, 2, 3, 100
 # The imports come before the change of user, so that it works where that user cannot read the Python installation: what
 # the standard library imports late is imported here too.
 LAUNCH = """
-import encodings.idna, linecache, locale, os, sys
+import contextlib, encodings.idna, linecache, locale, os, sys
+from importlib import metadata
 from valv.assemble import keyd
+with contextlib.suppress(ImportError):
+    import pkcs11._pkcs11
+points = metadata.entry_points(group="valv.keys")
+for point in points:
+    point.load()
+metadata.entry_points = lambda **_: points
 uid = int(sys.argv[1])
 if uid >= 0:
     os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
@@ -92,9 +100,10 @@ def connect_as(path: str | Path, uid: int | None) -> socket.socket:
 
 
 class Running:
-    """A node's key folder and the process that holds it. `uid`: the process's user, None for ours."""
+    """A node's key folder and the process that holds it. `uid`: the process's user, None for ours. `softhsm`: where
+    the root key is made; None for a file."""
 
-    def __init__(self, folder: Path, uid: int | None, *, unsealed: bool = True) -> None:
+    def __init__(self, folder: Path, uid: int | None, *, unsealed: bool = True, softhsm: SoftHsm | None = None) -> None:
         self.folder = folder
         self.uid = uid
         self.socket = folder / "run" / "keyd.sock"
@@ -102,19 +111,25 @@ class Running:
         self.process: subprocess.Popen[bytes] | None = None
         self._clients: list[KeydClient] = []
         passphrase = folder / "passphrase"
+        assert PASSPHRASE.decode() == PIN
         passphrase.write_bytes(PASSPHRASE + b"\n")
         passphrase.chmod(0o600)
         (folder / "run").mkdir(mode=0o755)
         extra = 'passphrase_file = "passphrase"\n' if unsealed else ""
+        if softhsm is not None:
+            keys = softhsm.settings()
+            extra += f'backend = "pkcs11"\nmodule = "{keys.module}"\ntoken = "{keys.token}"\nkey = "{keys.key}"\n'
         (folder / "valv.toml").write_text(
             f'[node]\nname = "valv.example"\ncountry = "SE"\nunit = "test"\ndemo = true\n[keys]\n{extra}'
             f'[processes]\nuid_base = {BASE}\nruntime = "run"\n'
         )
         self.config: Config = load(folder)
-        keyd.create(self.config, PASSPHRASE, CHEAP)
+        keyd.create(self.config, PASSPHRASE, None if softhsm else FileKeyring(self.config.keys, CHEAP))
         if uid is not None:
             for path in (passphrase, folder / "run", folder / "keys", *(folder / "keys").rglob("*")):
                 os.chown(path, uid, uid)
+            if softhsm is not None:
+                softhsm.give(uid)
 
     @property
     def keys(self) -> Path:
@@ -154,10 +169,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(uid: int | None, *, unsealed: bool = True) -> Iterator[Running]:
+def running(uid: int | None, *, unsealed: bool = True, softhsm: SoftHsm | None = None) -> Iterator[Running]:
     folder = Path(tempfile.mkdtemp(prefix="keyd-"))
     folder.chmod(0o755)
-    holder = Running(folder, uid, unsealed=unsealed)
+    holder = Running(folder, uid, unsealed=unsealed, softhsm=softhsm)
     try:
         yield holder.start()
     finally:

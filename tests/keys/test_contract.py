@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from valv_tests_keys_running import OTHER_RUN, PASSPHRASE, RUN, SERVE, STRANGER, WORKER, Running, Tree, running
 
+from tests.peers.softhsm import SoftHsm
 from valv.errors import (
     FormatFault,
     InputFault,
@@ -22,6 +23,11 @@ from valv.formats import crypt4gh, note
 from valv.keys.client import KeydClient
 
 DATA_KEY = bytes(range(32))
+
+
+@pytest.fixture(params=["file", "pkcs11"])
+def softhsm_or_file(request: pytest.FixtureRequest) -> SoftHsm | None:
+    return None if request.param == "file" else request.getfixturevalue("softhsm")
 
 
 def packets(header: bytes) -> int:
@@ -279,8 +285,9 @@ def test_each_role_has_its_verbs_and_no_more(keyd: Running) -> None:
         keyd.client(STRANGER).status()
 
 
-def test_locked_until_the_operator_opens_it(needs_root: None) -> None:
-    with running(SERVE - 1, unsealed=False) as holder:
+def test_locked_until_the_operator_opens_it(needs_root: None, softhsm_or_file: SoftHsm | None) -> None:
+    wrong = pytest.raises(KeyFault, match="the passphrase is wrong" if softhsm_or_file is None else "the PIN is wrong")
+    with running(SERVE - 1, unsealed=False, softhsm=softhsm_or_file) as holder:
         worker, operator = holder.client(WORKER), holder.client(0)
         assert not worker.status().open
         for ask in (
@@ -291,14 +298,14 @@ def test_locked_until_the_operator_opens_it(needs_root: None) -> None:
         ):
             with pytest.raises(SealedFault):
                 ask()
-        with pytest.raises(KeyFault, match="passphrase is wrong"):
+        with wrong:
             operator.unseal(b"not the passphrase")
         with refused("key_not_yours"):
             worker.unseal(PASSPHRASE)
         assert not worker.status().open
         operator.unseal(PASSPHRASE)
         operator.unseal(PASSPHRASE)
-        with pytest.raises(KeyFault, match="passphrase is wrong"):
+        with wrong:
             operator.unseal(b"not the passphrase")
         assert worker.status().open and worker.create("v1", "result")
 

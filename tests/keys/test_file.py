@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from valv_tests_keys_running import CHEAP
 
-from valv.errors import Fault, FormatFault, InputFault, KeyFault, MissingFault
+from valv.errors import ConflictFault, Fault, FormatFault, InputFault, KeyFault, MissingFault
 from valv.keys.file import Cost, FileRoot
 from valv.keys.memory import Secret
 
@@ -42,7 +42,7 @@ def test_a_root_key_is_never_overwritten_nor_made_with_a_short_passphrase(tmp_pa
     with pytest.raises(InputFault, match="shorter"):
         FileRoot.create(tmp_path / "root.json", b"1234567", CHEAP)
     FileRoot.create(tmp_path / "root.json", PASSPHRASE, CHEAP)
-    with pytest.raises(InputFault, match="never overwritten"):
+    with pytest.raises(ConflictFault, match="never overwritten"):
         FileRoot.create(tmp_path / "root.json", PASSPHRASE, CHEAP)
 
 

@@ -1,4 +1,5 @@
-"""Makes the files in `vectors/crypt4gh` and `vectors/seal`, from their specifications and not from the node's own code.
+"""Makes the files in `vectors/` of Crypt4GH, the seal and the hash tree, from their specifications and not from the
+node's own code.
 
 Everything is derived from labels, so that making them again gives the same bytes (a test compares).
 Run `python tests/vectors/make.py` after adding a case.
@@ -12,6 +13,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -196,12 +198,50 @@ def seal_cases() -> list[dict[str, Any]]:
     return found
 
 
+def tree_root(hashes: list[bytes], stored: int) -> bytes:
+    leaves = [hashlib.sha256(b"\0" + b"".join(hashes[at : at + 64])).digest() for at in range(0, len(hashes), 64)]
+    return hashlib.sha256(b"\2valv-tree-v1" + struct.pack(">QQ", len(hashes), stored) + tree(leaves)).digest()
+
+
+def tree_root_cases() -> list[dict[str, Any]]:
+    """Hash *i* is SHA-256 over *i*: the shape of the tree, without bodies."""
+    found = []
+    for count, last in (
+        (0, 0),
+        (1, 29),
+        (1, 65564),
+        (2, 29),
+        (64, 65564),
+        (65, 30),
+        (128, 99),
+        (193, 65564),
+        (449, 40),
+    ):
+        stored = max(0, count - 1) * 65564 + last
+        hashes = [hashlib.sha256(struct.pack(">Q", number)).digest() for number in range(count)]
+        found.append({"segments": count, "stored_bytes": stored, "root": tree_root(hashes, stored).hex()})
+    return found
+
+
+def tree_body_cases() -> list[dict[str, Any]]:
+    """The body is so many bytes of SHAKE-256 over "body"."""
+    found = []
+    for stored in (29, 1000, 65564, 65564 + 29, 3 * 65564, 3 * 65564 + 4321):
+        body = derived("body", stored)
+        hashes = [blake3(body[at : at + 65564]).digest() for at in range(0, stored, 65564)]
+        listed = [one.hex() for one in hashes]
+        found.append({"stored_bytes": stored, "hashes": listed, "root": tree_root(hashes, stored).hex()})
+    return found
+
+
 def contents() -> dict[str, str]:
     """Each vector file's text, by its path in `vectors`."""
     made = {
         "crypt4gh/headers.json": header_cases(),
         "crypt4gh/files.json": file_cases(),
         "seal/roots.json": seal_cases(),
+        "hashtree/roots.json": tree_root_cases(),
+        "hashtree/bodies.json": tree_body_cases(),
     }
     return {path: json.dumps(cases, indent=1) + "\n" for path, cases in made.items()}
 

@@ -144,7 +144,7 @@ def receive(
             "seal_root": b"",
             "sha256": None,
             "sent_sha256": None,
-            "body_sha256": b"",
+            "tree_root": b"",
             "state": "arriving",
             "reason": "",
             "received": at,
@@ -257,7 +257,7 @@ def _keep(
         "seal_root": made.seal_root,
         "sha256": digest,
         "sent_sha256": sent,
-        "body_sha256": made.body_sha256,
+        "tree_root": made.tree_root,
     }
 
 
@@ -332,11 +332,11 @@ def submit(node: Node, who: Who, deposit_id: str, *, expected: Sequence[str], co
 
 
 def manifest(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256, hex, over the files' paths, sizes and body digests in the order of their paths. The bodies' digests are
+    """SHA-256, hex, over the files' paths, sizes and hash trees in the order of their paths. The trees' roots are
     random to an outsider (random data keys), so that it tells nothing of the content."""
     whole = hashlib.sha256()
     for row in sorted(rows, key=lambda row: str(row["path"])):
-        whole.update(msgspec.json.encode([row["path"], row["size"], row["body_sha256"].hex()]))
+        whole.update(msgspec.json.encode([row["path"], row["size"], row["tree_root"].hex()]))
     return whole.hexdigest()
 
 

@@ -15,7 +15,7 @@ from valv.core import dataset, deposit
 from valv.core.process import NODE
 from valv.errors import Fault, FormatFault, IntegrityFault, KeyFault, MissingFault
 from valv.formats import participants
-from valv.formats.seal import PAIR, sidecar
+from valv.formats.seal import sidecar, sidecar_size
 from valv.ports.compute import Reader
 
 
@@ -44,7 +44,7 @@ def _verify(node: Node, reader: Reader, state: deposit.Deposit) -> None:
         if row["state"] != "received":
             continue
         values: dict[str, Any] = {"state": "verified"}
-        for name, size in ((row["body"], row["cipher_size"]), (sidecar(row["body"]), row["segments"] * PAIR)):
+        for name, size in ((row["body"], row["cipher_size"]), (sidecar(row["body"]), sidecar_size(row["segments"]))):
             if node.storage.size(name) != size:
                 raise IntegrityFault(f"{row['path']}: the stored body does not have the size that was received")
         if row["sha256"] is None:

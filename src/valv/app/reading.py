@@ -36,7 +36,12 @@ def files(unit: Unit, dataset_id: str, version: int) -> list[dict[str, Any]]:
 
 
 def mounted(row: dict[str, Any], path: str) -> MountedFile:
-    """A row of `file` or `release_file` as a reader process needs it; `path`: where it is seen."""
+    """A row of `file` or `release_file` as a reader process needs it; `path`: where it is seen.
+
+    The data key of a file that was sent encrypted is known to whoever encrypted it, that of a result to whoever it was
+    given to: both are held against their hash trees. A file that was sent plain was encrypted by the node.
+    """
+    received_plain = row["sha256"] is not None and row.get("sent_sha256") == row["sha256"]
     return MountedFile(
         file_id=row["id"],
         path=path,
@@ -45,4 +50,5 @@ def mounted(row: dict[str, Any], path: str) -> MountedFile:
         key_id=row["key_id"],
         size=row["size"],
         seal_root=row["seal_root"],
+        tree_root=b"" if received_plain else row["tree_root"],
     )

@@ -313,6 +313,7 @@ def _row(release_id: str, key_id: str, output: Output) -> dict[str, Any]:
         "size": output.size,
         "sha256": output.sha256,
         "seal_root": output.seal_root,
+        "tree_root": output.tree_root,
         "media": "",
     }
 

@@ -5,7 +5,7 @@ Nothing heavy is imported before a command needs it: `valv --help` starts at onc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +33,28 @@ def operator() -> Operator:
 
 
 def _create_node(
-    directory: Path, *, name: str, country: str, unit: str, title: str, port: int, passphrase: bytes
+    directory: Path,
+    *,
+    name: str,
+    country: str,
+    unit: str,
+    title: str,
+    port: int,
+    passphrase: bytes,
+    keys: Mapping[str, object],
 ) -> None:
     from valv.assemble import create
 
-    create.create_node(directory, name=name, country=country, unit=unit, title=title, port=port, passphrase=passphrase)
+    create.create_node(
+        directory,
+        name=name,
+        country=country,
+        unit=unit,
+        title=title,
+        port=port,
+        passphrase=passphrase,
+        keys=keys,
+    )
 
 
 def _create_account(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -43,17 +43,18 @@ def create_node(
     demo: bool = False,
     database: str = "",
     database_password_file: str = "",
+    keys: Mapping[str, object] | None = None,
 ) -> Config:
     """Make a node in `directory`: configuration, keys, empty database and store.
 
     Without a `passphrase` a random one is kept in `secrets/passphrase` (mode 600), so that the node can start by
-    itself. `database`: a PostgreSQL URL in place of the embedded database, its password in a file. Raises
-    `ConflictFault` where there is a node already.
+    itself. `database`: a PostgreSQL URL in place of the embedded database, its password in a file. `keys`:
+    further settings of the section [keys]. Raises `ConflictFault` where there is a node already.
     """
     from valv.assemble import keyd
     from valv.db.database import Database
 
-    toml = directory / "valv.toml"
+    toml, kept = directory / "valv.toml", not passphrase
     if toml.exists():
         raise ConflictFault(f"{directory} holds a node already", "choose another folder")
     try:
@@ -61,10 +62,11 @@ def create_node(
         for part in ("db", "store", "log", "mail"):
             (directory / part).mkdir(exist_ok=True, mode=0o770)
         (directory / "secrets").mkdir(exist_ok=True, mode=0o700)
-        text = _toml(name, country, unit, title, port, demo=demo, kept=not passphrase)
+        text = _toml(name, country, unit, title, port, demo=demo, kept=kept)
+        text += "".join(f"{key} = {_quoted(value)}\n" for key, value in (keys or {}).items())
         if database:
             text += f"\n[database]\nurl = {_quoted(database)}\npassword_file = {_quoted(database_password_file)}\n"
-        if not passphrase:
+        if kept:
             passphrase = secrets.token_urlsafe(32).encode()
             write(directory / "secrets" / "passphrase", passphrase + b"\n", 0o600)
         write(toml, text.encode(), 0o644)
@@ -72,13 +74,16 @@ def create_node(
         raise StorageFault(f"{directory}: {error.strerror}") from error
     try:
         config = configuration.load(directory, secrets=True)
-        keyd.create(config, passphrase)
         password = str(config.path(config.database.password_file)) if config.database.password_file else ""
         records = Database(config.database_url, password)
         records.create()
         records.close()
+        keyd.create(config, passphrase)  # last: keys are never made twice
     except BaseException:
-        toml.unlink()  # a folder without configuration is no node: the same command can be given again
+        # A folder without configuration is no node: the same command can be given again.
+        toml.unlink()
+        if kept:
+            (directory / "secrets" / "passphrase").unlink()
         raise
     return config
 
@@ -128,8 +133,8 @@ def _toml(name: str, country: str, unit: str, title: str, port: int, *, demo: bo
     return "\n".join(lines)
 
 
-def _quoted(value: str) -> str:
-    return msgspec.json.encode(value).decode()  # a JSON string is a TOML basic string
+def _quoted(value: object) -> str:
+    return msgspec.json.encode(value).decode()  # a JSON string is a TOML basic string, and lists of them are lists
 
 
 def write(path: Path, content: bytes, mode: int) -> None:

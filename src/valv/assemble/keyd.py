@@ -17,35 +17,36 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from valv import config as configuration
+from valv.assemble.backend import backend
 from valv.config import Config
 from valv.errors import ConfigFault, ConflictFault, Fault, UnreachableFault
 from valv.keys import disk
-from valv.keys.file import Cost, FileRoot
 from valv.keys.keyd import Keyd
 from valv.keys.memory import protect_process
 from valv.keys.roles import Roles
 from valv.keys.server import Server
 from valv.keys.store import Store
+from valv.ports.keys import Keyring, RootKey
 
 SOCKET: Final = "keyd.sock"
-ROOT: Final = "root.json"
 BACKLOG: Final = 128
 
 log = logging.getLogger("valv.keyd")
 
 
-def create(config: Config, passphrase: bytes, cost: Cost = Cost()) -> None:  # noqa: B008 - frozen
-    """Make the key folder of a new node: its root key under `passphrase`, its intake and ledger keys.
+def create(config: Config, passphrase: bytes, keyring: Keyring | None = None) -> None:
+    """Make the key folder of a new node: its root key under `passphrase`, its intake and ledger keys. `keyring`: in
+    place of the one that the configuration names.
 
     All at once or not at all. Where root makes the node, the folder is given to the key holder's user. Raises
     `ConflictFault` where there is a key folder already: keys are never overwritten.
     """
-    _open_root(config)
+    keyring = keyring or _keyring(config)
     path = config.path(config.keys.path)
     if path.exists():
         raise ConflictFault(f"{path} exists", "keys are never overwritten; choose another keys.path")
@@ -54,18 +55,26 @@ def create(config: Config, passphrase: bytes, cost: Cost = Cost()) -> None:  # n
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir(mode=0o700)
         try:
-            root = FileRoot.create(fresh / ROOT, passphrase, cost)
+            root = keyring.create(fresh, passphrase)
             try:
-                Store.create(fresh, config.node.name, root)
+                _fill(fresh, path, config, root)
+            except BaseException:
+                keyring.discard(fresh, passphrase)
+                raise
             finally:
                 root.wipe()
-            if os.geteuid() == 0:
-                _give(fresh, config.processes.uid_base + 1)
-            fresh.rename(path)
-            disk.sync_folder(path.parent)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
+
+
+def _fill(fresh: Path, path: Path, config: Config, root: RootKey) -> None:
+    """Put the node's keys into the folder `fresh`, and that in its place."""
+    Store.create(fresh, config.node.name, root)
+    if os.geteuid() == 0:
+        _give(fresh, config.processes.uid_base + 1)
+    fresh.rename(path)
+    disk.sync_folder(path.parent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(config: Config, path: Path, listen_fd: int | None) -> None:
     roles = Roles.of(config)
-    keyd = Keyd(config.path(config.keys.path), config.node.name, roles, _open_root(config))
+    keyd = Keyd(config.path(config.keys.path), config.node.name, roles, _keyring(config))
     listener = _listen(path) if listen_fd is None else _inherit(listen_fd)
     server = Server(keyd, roles, listener)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
@@ -115,10 +124,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _open_root(config: Config) -> Callable[[Path, bytes], FileRoot]:
-    if config.keys.backend != "file":
-        raise ConfigFault(f"keys.backend: {config.keys.backend!r} is not known", "set keys.backend to 'file'")
-    return lambda folder, passphrase: FileRoot.open(folder / ROOT, passphrase)
+def _keyring(config: Config) -> Keyring:
+    made: Keyring = backend("keys", config.keys.backend)(config.keys)
+    return made
 
 
 def _passphrase(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from valv.compute import wire
 from valv.compute.lease import LeaseClient
 from valv.compute.reports import Reporter
 from valv.config import Config
-from valv.errors import Fault
+from valv.errors import ComputeFault, Fault
 from valv.keys.client import KeydClient
 from valv.keys.memory import protect_process
 from valv.ports.compute import MountedFile
@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("run %s: %s", options.run, fault)
         reporter.failed(str(fault))
         return fault.row.exit
+    except OSError as error:
+        log.exception("run %s", options.run)
+        reporter.failed(f"the mount broke: {error.strerror}")
+        return ComputeFault().row.exit
     return 0
 
 

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
-from typing import Any
 
 from valv.app.node import Node
+from valv.assemble.backend import backend
 from valv.assemble.policies import load_policies
 from valv.config import Config
-from valv.errors import ConfigFault
 from valv.ports.compute import Compute, Reader
 from valv.ports.storage import Place, Storage
-
-
-def backend(port: str, name: str) -> Any:
-    """The backend of this name for a port, found through the entry points `valv.<port>`: Valv's own register there as
-    strangers' do. Raises `ConfigFault` naming those that there are."""
-    found = {point.name: point for point in metadata.entry_points(group=f"valv.{port}")}
-    if name not in found:
-        raise ConfigFault(f"{port}.backend: there is no {name!r}", f"choose one of {', '.join(sorted(found))}")
-    return found[name].load()
 
 
 def storage(config: Config) -> Storage:

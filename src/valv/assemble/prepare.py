@@ -2,7 +2,7 @@
 
 Where root starts the node, the folders are shared out among its users (`confine.Users`):
 
-    keys/            keyd alone
+    keys/            keyd alone, who also sees what its token needs (`keys.binds`; their owners stay as they are)
     db/ store/       serve and worker, by the node's group; mounts and readers may read the store
     runtime folder   sockets, by the node's group; nobody may remove what is another's (sticky)
     valv.toml        all may read it; it holds no secret
@@ -22,11 +22,14 @@ from typing import Final
 from valv.assemble import confine
 from valv.assemble.confine import INSIDE, Users, View
 from valv.config import Config
-from valv.errors import StorageFault
+from valv.errors import ConfigFault, StorageFault
 
 LOG: Final = "log"
 PROCESSES: Final = ("keyd", "launcher", "worker", "serve")
 """In the order of their start."""
+
+Pairs = tuple[tuple[Path, Path], ...]
+"""Paths outside, and where they are inside."""
 
 
 def prepare(config: Config, users: Users) -> None:
@@ -54,17 +57,17 @@ def views(config: Config, users: Users) -> dict[str, View]:
     database = [Path("/run/postgresql")] if config.database.url.startswith("postgres") else []
     data = [path for path in (db, store, *database) if path.exists()]
 
-    def view(name: str, uid: int, write: list[Path], *, network: bool) -> View:
+    def view(name: str, uid: int, write: list[Path], bound: Pairs = (), *, network: bool) -> View:
         return View(
             uid=uid if users.root else None,
             groups=(users.group,),
-            write=confine.same(*write, config.runtime),
+            write=(*confine.same(*write, config.runtime), *bound),
             read=(*confine.same(toml), *confine.secrets_seen(config, name)),
             network=network,
         )
 
     found = {
-        "keyd": view("keyd", users.keyd, [config.path(config.keys.path)], network=False),
+        "keyd": view("keyd", users.keyd, [config.path(config.keys.path)], bound(config), network=False),
         "worker": view("worker", users.worker, [*data, config.path(config.mail.folder)], network=True),
         "serve": view("serve", users.serve, data, network=True),
     }
@@ -79,6 +82,18 @@ def views(config: Config, users: Users) -> dict[str, View]:
             capabilities=confine.LAUNCHER,
         )
     return found
+
+
+def bound(config: Config) -> Pairs:
+    """What the key holder sees besides for its token: `keys.binds`. Raises `ConfigFault` where one is absent."""
+    found = []
+    for bind in config.keys.binds:
+        outside, _, inside = bind.partition(":")
+        path = config.path(outside)
+        if not path.exists():
+            raise ConfigFault(f"keys.binds: {path} does not exist", "name what the token's library needs")
+        found.append((path, Path(inside) if inside else path))
+    return tuple(found)
 
 
 def _copy_secrets(config: Config, users: Users) -> None:

@@ -58,7 +58,15 @@ def send(config: Config, sender: Sender, description: int, grant_id: str) -> Non
     keys = generate_keypair()
     header = KeydClient(config.runtime / KEYD).reseal(grant_id, file.key_id, file.header, keys.public)
     storage = LocalStorage(config.path(config.storage.path), Place(config.node.country, config.node.unit))
-    reader = open_reader(storage.open, file.body, header, keys.private, size=file.size, seal_root=file.seal_root)
+    reader = open_reader(
+        storage.open,
+        file.body,
+        header,
+        keys.private,
+        size=file.size,
+        seal_root=file.seal_root,
+        tree_root=file.tree_root,
+    )
     try:
         for chunk in reader.chunks():
             sender.send(b"D", chunk)

@@ -1,95 +1,121 @@
-"""Whole Crypt4GH files, encrypted and decrypted piece by piece in memory of a few segments."""
+"""Whole Crypt4GH files, header and body: what each `valv crypt` command does with them."""
 
 from __future__ import annotations
 
-import itertools
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Sequence
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+import msgspec
 
-from valv.errors import FormatFault, IntegrityFault
-from valv.formats import crypt4gh
-from valv.formats.crypt4gh import CIPHER_SEGMENT, KEY, NONCE, OVERHEAD, SEGMENT
+from valv.formats import crypt4gh, edit_list
+from valv.formats.crypt4gh import CIPHER_SEGMENT, KEY, SEGMENT
+from valv.formats.edit_list import Span
+from valv.vault import bulk
+from valv.vault.bulk import Progress
+from valv.vault.endpoints import Sink, Source
 
-_FIRST = 1 << 16
+_PIECE = 1 << 20
 
 
-def encrypt(source: BinaryIO, recipients: Sequence[bytes]) -> Iterator[bytes]:
-    """The Crypt4GH file of what `source` holds, for these raw public keys."""
+class Found(msgspec.Struct, frozen=True):
+    """What can be seen of a file. Sizes in bytes; `plain` is the whole decrypted body, `edit_list` None where no key
+    opened the header or it has none."""
+
+    packets: int
+    writers: tuple[bytes, ...]
+    header: int
+    body: int
+    plain: int
+    edit_list: tuple[int, ...] | None = None
+
+
+def encrypt(
+    source: Source,
+    sink: Sink,
+    recipients: Sequence[bytes],
+    *,
+    span: Span = (0, None),
+    progress: Progress | None = None,
+) -> int:
+    """The bytes `span` of `source` as a Crypt4GH file for these raw public keys. Returns the file's size."""
     data_key = secrets.token_bytes(KEY)
-    aead = ChaCha20Poly1305(data_key)
-    yield crypt4gh.build_header(data_key, recipients)
-    while plain := _exactly(source, SEGMENT):
-        nonce = secrets.token_bytes(NONCE)
-        yield nonce + aead.encrypt(nonce, plain, None)
+    header = crypt4gh.build_header(data_key, recipients)
+    sink.put([memoryview(header)], 0)
+    start, end = span
+    size = bulk.encrypt(source, sink, data_key, at=len(header), start=start, end=end, progress=progress)
+    return len(header) + crypt4gh.cipher_size(size)
 
 
-def read_header(source: BinaryIO) -> tuple[bytes, bytes]:
-    """The header at the start of a file, and what was read of the body behind it. Raises `FormatFault`."""
-    prefix = b""
-    while (length := crypt4gh.header_length(prefix)) is None:
-        more = source.read(_FIRST)
-        if not more:
-            raise FormatFault("the file ends within its Crypt4GH header", "get the whole file again")
-        prefix += more
-    return prefix[:length], prefix[length:]
-
-
-def decrypt(source: BinaryIO, private_keys: Sequence[bytes]) -> Iterator[bytes]:
-    """The plain bytes of a Crypt4GH file, as far as its edit list shows them.
+def decrypt(
+    source: Source,
+    sink: Sink,
+    private_keys: Sequence[bytes],
+    *,
+    span: Span = (0, None),
+    progress: Progress | None = None,
+) -> int:
+    """The bytes `span` of what a Crypt4GH file shows, its edit list applied. Returns how many they are.
 
     Raises `FormatFault`, `KeyFault` where no key opens the header, and `IntegrityFault` naming the segment that does
     not hold. Segments that are missing at the very end cannot be noticed here: compare the checksum.
     """
-    header, first = read_header(source)
+    opened = crypt4gh.open_header(bulk.read_header(source), private_keys)
+    kept = edit_list.cut(edit_list.spans(opened.edit_list), *span)
+    return bulk.decrypt(source, sink, opened.data_keys, kept=kept, progress=progress)
+
+
+def reencrypt(
+    source: Source,
+    sink: Sink,
+    private_keys: Sequence[bytes],
+    recipients: Sequence[bytes],
+    *,
+    trim: bool = False,
+    header_only: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """The same body under a header for `recipients`; `trim` drops the packets of others. Returns the result's size."""
+    header = bulk.read_header(source)
+    made = crypt4gh.reseal(header, private_keys, recipients, keep_others=not trim)
+    sink.put([memoryview(made)], 0)
+    return len(made) + (0 if header_only else bulk.copy(source, sink, at=len(made), progress=progress))
+
+
+def rearrange(
+    source: Source,
+    sink: Sink,
+    private_keys: Sequence[bytes],
+    recipients: Sequence[bytes],
+    *,
+    span: Span,
+    progress: Progress | None = None,
+) -> int:
+    """A file that shows only the bytes `span` of what `source` shows: its segments that hold them, as they are, under a
+    header with an edit list for `recipients`. Returns the result's size."""
+    header = bulk.read_header(source)
     opened = crypt4gh.open_header(header, private_keys)
-    plain = _segments(source, first, [ChaCha20Poly1305(key) for key in opened.data_keys])
-    return plain if opened.edit_list is None else _edited(plain, opened.edit_list)
+    kept = edit_list.cut(edit_list.spans(opened.edit_list), *span)
+    runs, moved = edit_list.gather(kept, SEGMENT)
+    made = crypt4gh.rearrange(header, private_keys, recipients, edit_list.lengths(moved))
+    sink.put([memoryview(made)], 0)
+    pieces = [(low * CIPHER_SEGMENT, None if high is None else high * CIPHER_SEGMENT) for low, high in runs]
+    return len(made) + bulk.copy(source, sink, at=len(made), pieces=pieces, progress=progress)
 
 
-def _segments(source: BinaryIO, first: bytes, aeads: Sequence[ChaCha20Poly1305]) -> Iterator[bytes]:
-    for number in itertools.count():
-        head, first = first[:CIPHER_SEGMENT], first[CIPHER_SEGMENT:]
-        sealed = head + _exactly(source, CIPHER_SEGMENT - len(head))
-        if not sealed:
-            return
-        if len(sealed) <= OVERHEAD:
-            raise FormatFault(f"segment {number} is cut off", "get the whole file again")
-        yield _opened(number, sealed, aeads)
-
-
-def _opened(number: int, sealed: bytes, aeads: Sequence[ChaCha20Poly1305]) -> bytes:
-    for aead in aeads:
-        try:
-            return aead.decrypt(sealed[:NONCE], sealed[NONCE:], None)
-        except InvalidTag:
-            continue
-    raise IntegrityFault(f"segment {number} does not decrypt: it was altered or cut off", "get the whole file again")
-
-
-def _edited(plain: Iterator[bytes], lengths: Sequence[int]) -> Iterator[bytes]:
-    """Only what the edit list keeps: its lengths skip and keep in turn; after an even number of them the rest is
-    kept, after an odd number it is dropped (Crypt4GH 1.0, section 4.2)."""
-    spans = iter([(bool(turn % 2), length) for turn, length in enumerate(lengths)])
-    last = (len(lengths) % 2 == 0, None)
-    keep, left = next(spans, last)
-    for piece in plain:
-        while piece:
-            taken, piece = (piece, b"") if left is None else (piece[:left], piece[left:])
-            if left is not None:
-                left -= len(taken)
-            if keep and taken:
-                yield taken
-            while left == 0:
-                keep, left = next(spans, last)
-
-
-def _exactly(source: BinaryIO, count: int) -> bytes:
-    """`count` bytes, fewer only at the end of the file."""
-    whole = b""
-    while len(whole) < count and (more := source.read(count - len(whole))):
-        whole += more
-    return whole
+def look(source: Source, private_keys: Sequence[bytes] = ()) -> Found:
+    """What can be seen of a file; with keys that must open it, its edit list too. Faults as `decrypt`."""
+    header = bulk.read_header(source)
+    opened = crypt4gh.open_header(header, private_keys) if private_keys else None
+    body = source.size
+    if body is None:
+        body, room = 0, memoryview(bytearray(_PIECE))
+        while found := source.fetch(room, body):
+            body += len(found)
+    return Found(
+        packets=int.from_bytes(header[12:16], "little"),
+        writers=crypt4gh.writers(header),
+        header=len(header),
+        body=body,
+        plain=crypt4gh.plain_size(body),
+        edit_list=opened.edit_list if opened else None,
+    )

@@ -55,17 +55,40 @@ def create(
     passphrase_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Read that passphrase from a file.", show_default=False)
     ] = None,
+    pkcs11_module: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the root key in a token, through this library.", show_default=False),
+    ] = None,
+    pkcs11_token: Annotated[str, typer.Option(metavar="LABEL", help="The token.", show_default=False)] = "",
+    pkcs11_key: Annotated[str, typer.Option(metavar="LABEL", help="The root key's name there.")] = "valv",
+    pkcs11_bind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="What that library needs. Again for more.", show_default=False),
+    ] = None,
 ) -> None:
     """Make a new node: its configuration, keys and empty database (an operator, on the machine itself).
 
     With a passphrase of yours the node starts locked and `valv keys unseal` opens it. Without one a random passphrase
-    is kept in the node's folder, so that the node starts by itself.
+    is kept in the node's folder, so that the node starts by itself. With a token the passphrase is its user's PIN.
     """
+    keys: dict[str, object] = {}
+    if pkcs11_module is not None:
+        if not pkcs11_token or not (ask_passphrase or passphrase_file):
+            raise InputFault("a root key in a token needs its label and PIN", "add --pkcs11-token and --ask-passphrase")
+        keys = {"backend": "pkcs11", "module": str(pkcs11_module), "token": pkcs11_token, "key": pkcs11_key}
+        keys["binds"] = pkcs11_bind or []
     passphrase = b""
     if ask_passphrase or passphrase_file:
         passphrase = screen.hidden("Passphrase", passphrase_file, "--passphrase-file", twice=True).encode()
     screen.operator.create_node(
-        directory, name=name, country=country.upper(), unit=unit, title=title, port=port, passphrase=passphrase
+        directory,
+        name=name,
+        country=country.upper(),
+        unit=unit,
+        title=title,
+        port=port,
+        passphrase=passphrase,
+        keys=keys,
     )
     if not screen.answer({"directory": str(directory), "name": name}):
         screen.note(f"The node {name} is in {directory}. Start it: valv up {directory}")

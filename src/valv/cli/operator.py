@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,9 +10,19 @@ from typing import Protocol
 
 class CreateNode(Protocol):
     def __call__(
-        self, directory: Path, *, name: str, country: str, unit: str, title: str, port: int, passphrase: bytes
+        self,
+        directory: Path,
+        *,
+        name: str,
+        country: str,
+        unit: str,
+        title: str,
+        port: int,
+        passphrase: bytes,
+        keys: Mapping[str, object],
     ) -> None:
-        """Make a node. An empty passphrase: a random one is kept in the node's folder."""
+        """Make a node. An empty passphrase: a random one is kept in the node's folder. `keys`: further settings of the
+        section [keys]."""
 
 
 class CreateAccount(Protocol):

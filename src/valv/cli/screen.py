@@ -83,9 +83,9 @@ class Screen:
                 print(f"{'':<{width}}  {line}".rstrip())
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Advance]:
-        """A bar over `total` bytes for the block; the block calls what it gets with the bytes done. Without a terminal
-        nothing is drawn."""
+    def progress(self, title: str, total: int | None) -> Iterator[Advance]:
+        """A bar over `total` bytes (None: not known) for the block; the block calls what it gets with the bytes done.
+        Without a terminal nothing is drawn."""
         if self.quiet or not sys.stderr.isatty():
             yield lambda _: None
             return

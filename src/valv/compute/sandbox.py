@@ -127,7 +127,7 @@ class _Arriving:
                 with suppress(Fault):
                     self._storage.delete(name)
             raise
-        return Output(self._path, self._name, ended.header, body.size, ended.sha256, body.seal_root)
+        return Output(self._path, self._name, ended.header, body.size, ended.sha256, body.seal_root, body.tree_root)
 
     def abort(self) -> None:
         self._out.abort()

@@ -240,7 +240,7 @@ file = sa.Table(
     _column("seal_root", BLOB),
     _column("sha256", BLOB, nullable=True),
     _column("sent_sha256", BLOB, nullable=True),
-    _column("body_sha256", BLOB),
+    _column("tree_root", BLOB),
     _column("state", TEXT),
     _column("reason", TEXT, default=""),
     _column("received", TIME),
@@ -261,6 +261,7 @@ release_file = sa.Table(
     _column("size", INT),
     _column("sha256", BLOB),
     _column("seal_root", BLOB),
+    _column("tree_root", BLOB),
     _column("media", TEXT, default=""),
 )
 

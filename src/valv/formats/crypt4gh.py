@@ -121,8 +121,7 @@ def open_header(header: bytes, private_keys: Sequence[bytes]) -> Opened:
     keys: list[bytes] = []
     edit_list: tuple[int, ...] | None = None
     opened = 0
-    publics = [public_key(key) for key in private_keys]
-    readers = list(zip(map(X25519PrivateKey.from_private_bytes, private_keys), publics, strict=True))
+    readers = _readers(private_keys)
     for packet in _packets(header):
         payload = _open_packet(packet, readers)
         if payload is None:
@@ -140,7 +139,7 @@ def open_header(header: bytes, private_keys: Sequence[bytes]) -> Opened:
         else:
             raise FormatFault(f"the Crypt4GH header has a packet of unknown type {kind}")
     if not keys:
-        ours = ", ".join(map(fingerprint, publics)) or "none"
+        ours = ", ".join(fingerprint(public) for _, public in readers) or "none"
         if opened:
             raise KeyFault(f"the Crypt4GH header gives no data key to our keys ({ours})")
         raise KeyFault(
@@ -156,10 +155,27 @@ def build_header(data_key: bytes, recipients: Sequence[bytes], edit_list: Sequen
     return _build((data_key,), recipients, edit_list)
 
 
-def reseal(header: bytes, private_keys: Sequence[bytes], recipients: Sequence[bytes]) -> bytes:
-    """The same data keys and edit list, sealed to `recipients` and nobody else. Faults as `open_header`."""
+def reseal(
+    header: bytes, private_keys: Sequence[bytes], recipients: Sequence[bytes], *, keep_others: bool = False
+) -> bytes:
+    """The same data keys and edit list, sealed to `recipients` and nobody else. `keep_others`: packets that do not open
+    with our keys stay as they are, so that their readers can read on. Faults as `open_header`."""
     opened = open_header(header, private_keys)
-    return _build(opened.data_keys, recipients, opened.edit_list)
+    others = _foreign(header, private_keys) if keep_others else ()
+    return _build(opened.data_keys, recipients, opened.edit_list, others)
+
+
+def rearrange(
+    header: bytes, private_keys: Sequence[bytes], recipients: Sequence[bytes], edit_list: Sequence[int]
+) -> bytes:
+    """The same data keys with another edit list, sealed to `recipients` and nobody else. Faults as `open_header`."""
+    return _build(open_header(header, private_keys).data_keys, recipients, edit_list)
+
+
+def writers(header: bytes) -> tuple[bytes, ...]:
+    """The public keys that a header's packets were written with, each once. Most writers make one for the occasion, so
+    that it says nothing; where it is a lasting one, it says whom to ask. Raises `FormatFault`."""
+    return tuple(dict.fromkeys(packet[4:36] for packet in _packets(header)))
 
 
 def plain_size(cipher_size: int) -> int:
@@ -200,6 +216,16 @@ def _packets(header: bytes) -> Iterator[bytes]:
         at = end
 
 
+def _readers(private_keys: Sequence[bytes]) -> list[tuple[X25519PrivateKey, bytes]]:
+    """Our private keys, each with its public half, which is derived only once."""
+    readers = []
+    for key in private_keys:
+        _check_key(key, "private")
+        private = X25519PrivateKey.from_private_bytes(key)
+        readers.append((private, private.public_key().public_bytes_raw()))
+    return readers
+
+
 def _open_packet(packet: bytes, readers: Sequence[tuple[X25519PrivateKey, bytes]]) -> bytes | None:
     """The payload, or None where the packet is not for us. `readers`: our private keys with their public halves."""
     if int.from_bytes(packet[:4], "little") != _X25519_CHACHA20:
@@ -212,6 +238,16 @@ def _open_packet(packet: bytes, readers: Sequence[tuple[X25519PrivateKey, bytes]
         except (InvalidTag, ValueError):  # ValueError: a writer's key of low order, which yields no secret
             continue
     return None
+
+
+def _foreign(header: bytes, private_keys: Sequence[bytes]) -> list[bytes]:
+    """The packets that do not open with our keys, with their length field."""
+    readers = _readers(private_keys)
+    return [
+        struct.pack("<I", 4 + len(packet)) + packet
+        for packet in _packets(header)
+        if _open_packet(packet, readers) is None
+    ]
 
 
 def _packet_key(private: X25519PrivateKey, peer: bytes, *, reader: bytes, writer: bytes) -> bytes:
@@ -235,7 +271,12 @@ def _edit_list(payload: bytes) -> tuple[int, ...]:
     return struct.unpack_from(f"<{count}Q", payload, 8)
 
 
-def _build(data_keys: Sequence[bytes], recipients: Sequence[bytes], edit_list: Sequence[int] | None) -> bytes:
+def _build(
+    data_keys: Sequence[bytes],
+    recipients: Sequence[bytes],
+    edit_list: Sequence[int] | None,
+    others: Sequence[bytes] = (),
+) -> bytes:
     if not recipients:
         raise InputFault("a Crypt4GH header needs at least one recipient")
     payloads = [struct.pack("<II", _DATA_KEY, _CHACHA20) + key for key in data_keys]
@@ -243,9 +284,10 @@ def _build(data_keys: Sequence[bytes], recipients: Sequence[bytes], edit_list: S
         if any(not 0 <= length < 1 << 64 for length in edit_list):
             raise InputFault("a length of an edit list lies between 0 and 2^64 - 1")
         payloads.append(struct.pack(f"<II{len(edit_list)}Q", _EDIT_LIST, len(edit_list), *edit_list))
-    packets = b"".join(_seal_packet(payload, recipient) for recipient in recipients for payload in payloads)
-    number = len(payloads) * len(recipients)
-    header = _PREAMBLE.pack(MAGIC, VERSION, number) + packets
+    packets = [_seal_packet(payload, recipient) for recipient in recipients for payload in payloads]
+    packets += others
+    number = len(packets)
+    header = _PREAMBLE.pack(MAGIC, VERSION, number) + b"".join(packets)
     if number > MAX_PACKETS or len(header) > MAX_HEADER:
         raise InputFault(f"the Crypt4GH header would have {number} packets and {len(header)} bytes, over the limit")
     return header

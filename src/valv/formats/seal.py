@@ -7,8 +7,11 @@ Crypt4GH authenticates each segment alone. The seal is a Merkle root over the se
     node   SHA-256(0x01 | left | right), shaped as in RFC 9162, section 2.1.1
     root   SHA-256(0x02 | "valv-seal-v1" | segments u64 | plain size u64 | tree's root), big-endian
 
-The pairs lie beside the body, in a sidecar named by `sidecar`. Whoever has the root can check the sidecar, and with it
-each segment that is read, ranges included. It binds against those who lack the data key.
+The pairs lie beside the body, in a sidecar named by `sidecar`. Whoever has the root can check the pairs, and with them
+each segment that is read, ranges included. It binds against those who lack the data key; against the others, the hash
+tree (`valv.formats.hashtree`) does, whose hashes lie in the same sidecar:
+
+    sidecar  groups of 64 segments, the last one of what is left: their pairs, then their hashes (32 bytes each)
 """
 
 from __future__ import annotations
@@ -18,8 +21,11 @@ import hmac
 import struct
 from typing import Final
 
+from typing_extensions import Buffer
+
 from valv.errors import IntegrityFault
-from valv.formats.crypt4gh import segments
+from valv.formats.crypt4gh import CIPHER_SEGMENT, NONCE, TAG, segments
+from valv.formats.hashtree import HASH
 
 PAIR: Final = 28
 LEAF_PAIRS: Final = 64
@@ -28,8 +34,35 @@ LABEL: Final = b"valv-seal-v1"
 
 
 def sidecar(body: str) -> str:
-    """The name in the store of the pairs of `body`."""
+    """The name in the store of the pairs and hashes of `body`."""
     return f"{body}.seal"
+
+
+def sidecar_size(count: int) -> int:
+    """Bytes of the sidecar of so many segments."""
+    return count * (PAIR + HASH)
+
+
+def pairs_of(cipher: Buffer) -> bytes:
+    """The pairs of consecutive stored segments, all full but the last."""
+    view = memoryview(cipher).cast("B")
+    pairs = bytearray()
+    for start in range(0, len(view), CIPHER_SEGMENT):
+        segment = view[start : start + CIPHER_SEGMENT]
+        pairs += segment[:NONCE]
+        pairs += segment[-TAG:]
+    return bytes(pairs)
+
+
+def split(groups: bytes) -> tuple[bytes, bytes]:
+    """The pairs and the hashes of whole groups of a sidecar, of which only the last may have fewer segments."""
+    pairs, hashes = [], []
+    for start in range(0, len(groups), sidecar_size(LEAF_PAIRS)):
+        part = groups[start : start + sidecar_size(LEAF_PAIRS)]
+        cut = len(part) // (PAIR + HASH) * PAIR
+        pairs.append(part[:cut])
+        hashes.append(part[cut:])
+    return b"".join(pairs), b"".join(hashes)
 
 
 class SealBuilder:

@@ -19,11 +19,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from valv.errors import FormatFault, InputFault, KeyFault, SealedFault
+from valv.config import Keys
+from valv.errors import ConflictFault, FormatFault, InputFault, KeyFault, SealedFault
 from valv.keys import disk
 from valv.keys.memory import Secret
 
 FORMAT: Final = "valv root key 1"
+FILE: Final = "root.json"
 NONCE: Final = 12
 ROOT_LENGTH: Final = 32
 SHORTEST_PASSPHRASE: Final = 8
@@ -54,7 +56,7 @@ class RootFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FileRoot:
-    """An opened root key. Implements `valv.ports.keys.RootKey`; safe for several threads. After `wipe` it raises
+    """An opened root key. Implements `valv.ports.keys.OpenRoot`; safe for several threads. After `wipe` it raises
     `SealedFault`."""
 
     def __init__(self, root: Secret) -> None:
@@ -67,7 +69,7 @@ class FileRoot:
         if len(passphrase) < SHORTEST_PASSPHRASE:
             raise InputFault(f"the passphrase is shorter than {SHORTEST_PASSPHRASE} bytes", "choose a longer one")
         if path.exists():
-            raise InputFault(f"{path} exists; a root key is never overwritten", "choose another folder")
+            raise ConflictFault(f"{path} exists; a root key is never overwritten", "choose another folder")
         blank = RootFile(FORMAT, cost, secrets.token_bytes(16), b"")
         root = secrets.token_bytes(ROOT_LENGTH)
         wrapped = _wrap(_stretch(passphrase, blank), root, blank.bound())
@@ -126,6 +128,22 @@ class FileRoot:
 
     def __repr__(self) -> str:
         return "FileRoot()"
+
+
+class FileKeyring:
+    """Implements `valv.ports.keys.Keyring`: the root key lies in the key folder as `root.json`. `cost`: of new ones."""
+
+    def __init__(self, _settings: Keys, cost: Cost = Cost()) -> None:  # noqa: B008 - frozen
+        self._cost = cost
+
+    def create(self, folder: Path, passphrase: bytes) -> FileRoot:
+        return FileRoot.create(folder / FILE, passphrase, self._cost)
+
+    def open(self, folder: Path, passphrase: bytes) -> FileRoot:
+        return FileRoot.open(folder / FILE, passphrase)
+
+    def discard(self, folder: Path, passphrase: bytes) -> None:  # noqa: ARG002 - others need it
+        disk.wipe(folder / FILE)
 
 
 def _stretch(passphrase: bytes, file: RootFile) -> bytes:

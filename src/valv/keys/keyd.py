@@ -7,7 +7,6 @@ somebody's public key, and signed checkpoints.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import assert_never
 
@@ -16,15 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from valv.errors import ConfigFault, Refusal, RefusedFault, SealedFault
 from valv.formats import crypt4gh, note
 from valv.keys import messages
-from valv.keys.file import FileRoot
 from valv.keys.grants import Grants
 from valv.keys.messages import AnyRequest
 from valv.keys.roles import ALLOWED, Caller, Role, Roles
 from valv.keys.store import Store
-from valv.ports.keys import KeyStatus
-
-OpenRoot = Callable[[Path, bytes], FileRoot]
-"""Opens the root key in a key folder with a passphrase."""
+from valv.ports.keys import Keyring, KeyStatus, OpenRoot
 
 
 class Keyd:
@@ -33,14 +28,14 @@ class Keyd:
     `path`: the key folder; `name`: what the node is called in its checkpoints; `roles`: who is who.
     """
 
-    def __init__(self, path: Path, name: str, roles: Roles, open_root: OpenRoot, grants: Grants | None = None) -> None:
+    def __init__(self, path: Path, name: str, roles: Roles, keyring: Keyring, grants: Grants | None = None) -> None:
         self._path = path
         self._name = name
         self._roles = roles
-        self._open_root = open_root
+        self._keyring = keyring
         self._grants = grants or Grants()
         self._unsealing = threading.Lock()
-        self._opened: tuple[Store, FileRoot] | None = None
+        self._opened: tuple[Store, OpenRoot] | None = None
 
     def answer(self, caller: Caller, request: AnyRequest) -> KeyStatus | bytes | str | None:
         """Do what is asked. Raises `RefusedFault` where the caller may not, `SealedFault` while locked."""
@@ -85,7 +80,7 @@ class Keyd:
     def unseal(self, passphrase: bytes) -> None:
         """Open the folder. Where it is open already, only the passphrase is checked."""
         with self._unsealing:
-            root = self._open_root(self._path, passphrase)
+            root = self._keyring.open(self._path, passphrase)
             if self._opened is not None:
                 root.wipe()
                 return

@@ -35,7 +35,8 @@ class MountedFile(msgspec.Struct, frozen=True):
     """One file as a reader process needs it.
 
     `path`: `<dataset>/<path in it>`; `body`: name in the store; `header`: Crypt4GH header sealed to `key_id`;
-    `size`: plain bytes; `seal_root`: root of the seal, 32 bytes; `file_id`: what the ledger calls it.
+    `size`: plain bytes; `seal_root`: root of the seal, 32 bytes; `file_id`: what the ledger calls it; `tree_root`: root
+    of the hash tree, 32 bytes, where reads must hold to it too, because somebody outside may know the data key.
     """
 
     file_id: str
@@ -45,6 +46,7 @@ class MountedFile(msgspec.Struct, frozen=True):
     key_id: str
     size: int
     seal_root: bytes
+    tree_root: bytes = b""
 
 
 class RunSpec(msgspec.Struct, frozen=True):
@@ -84,6 +86,7 @@ class Output(msgspec.Struct, frozen=True):
     size: int
     sha256: bytes
     seal_root: bytes
+    tree_root: bytes
 
 
 class Skipped(msgspec.Struct, frozen=True):

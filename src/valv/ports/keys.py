@@ -1,11 +1,12 @@
 """Who holds the keys.
 
 `KeyHolder` is what the rest of the node sees of the `keyd` process: verbs that use keys, none that gives one away.
-`RootKey` is what `keyd` needs of a keyring backend.
+`Keyring` and `RootKey` are what `keyd` needs of a keyring backend; its contract is `valv.ports.contract.keys`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -77,4 +78,36 @@ class RootKey(Protocol):
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """Raises `KeyFault` where the wrapped key or its context (bound as associated data) was changed."""
+        ...
+
+
+class OpenRoot(RootKey, Protocol):
+    """A root key in use. Safe for several threads."""
+
+    @property
+    def locked(self) -> bool:
+        """Whether it is kept out of swap."""
+        ...
+
+    def wipe(self) -> None:
+        """Forget it: from then on `wrap` and `unwrap` raise `SealedFault`. Repeating is no error. Other openings of the
+        same root key stay open."""
+        ...
+
+
+class Keyring(Protocol):
+    """A keyring backend, an entry point of the group `valv.keys`, called with the settings `valv.config.Keys`. What it
+    needs besides lies in the key folder; secrets are in no text of a fault and in no `repr`."""
+
+    def create(self, folder: Path, passphrase: bytes) -> OpenRoot:
+        """Make the root key of a new node. Raises `ConflictFault` where there is one: it is never overwritten."""
+        ...
+
+    def open(self, folder: Path, passphrase: bytes) -> OpenRoot:
+        """Raises `KeyFault` for a wrong passphrase, also where the root key is open already, `FormatFault` and
+        `MissingFault` where the folder is not what `create` made."""
+        ...
+
+    def discard(self, folder: Path, passphrase: bytes) -> None:
+        """Undo `create` for a node that could not be made; what lies in the folder goes with it."""
         ...

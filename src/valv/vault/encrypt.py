@@ -17,7 +17,7 @@ _BATCH_PLAIN: Final = BATCH * SEGMENT
 
 
 class Sealed(msgspec.Struct, frozen=True):
-    """A file that was encrypted into the store. `sha256` is over the plain bytes, `body_sha256` over the stored ones;
+    """A file that was encrypted into the store. `sha256` is over the plain bytes, `tree_root` the hash tree's;
     `header` is Crypt4GH's, for the recipient; sizes in bytes."""
 
     header: bytes
@@ -26,13 +26,13 @@ class Sealed(msgspec.Struct, frozen=True):
     segments: int
     seal_root: bytes
     sha256: bytes
-    body_sha256: bytes
+    tree_root: bytes
 
 
 class Encryptor:
     """Encrypts what is written to it for `recipient_public` (a raw Crypt4GH public key).
 
-    The body goes to `writer` without header, the seal's pairs to `seal_writer`. Each segment gets a random nonce. For
+    The body goes to `writer` without header, pairs and hashes to `seal_writer`. Each segment gets a random nonce. For
     one thread. Storage faults come out of `write` and `finish`; after one, call `abort`.
     """
 
@@ -43,13 +43,12 @@ class Encryptor:
         self._out = SealingWriter(writer, seal_writer)
         self._digest = Digest()
         self._plain = memoryview(bytearray(_BATCH_PLAIN))
+        self._other = memoryview(bytearray(_BATCH_PLAIN))  # is filled while the first is still being hashed
         self._filled = 0
 
     def write(self, data: Buffer) -> None:
         rest = memoryview(data).cast("B")
         while rest:
-            if self._filled == 0:
-                self._digest.wait()
             count = min(len(rest), _BATCH_PLAIN - self._filled)
             self._plain[self._filled : self._filled + count] = rest[:count]
             self._filled += count
@@ -70,7 +69,7 @@ class Encryptor:
             segments=body.segments,
             seal_root=body.seal_root,
             sha256=sha256,
-            body_sha256=body.body_sha256,
+            tree_root=body.tree_root,
         )
 
     def abort(self) -> None:
@@ -90,4 +89,5 @@ class Encryptor:
             cipher[at : at + NONCE] = nonce
             self._aead.encrypt_into(nonce, plain, None, cipher[at + NONCE : end])
         self._filled = 0
+        self._plain, self._other = self._other, self._plain
         self._out.put(end)

@@ -42,6 +42,7 @@ class FileGate:
                     self._data_keys or self._fetch_keys(),
                     size=self._file.size,
                     seal_root=self._file.seal_root,
+                    tree_root=self._file.tree_root,
                 )
             self._users += 1
             return self._reader

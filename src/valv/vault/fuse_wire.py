@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from valv.errors import FormatFault
 
 MAJOR: Final = 7
 MIN_MINOR: Final = 28
@@ -124,31 +126,39 @@ class Request(NamedTuple):
     data: memoryview
 
 
+def _taken(layout: struct.Struct, data: memoryview) -> tuple[Any, ...]:
+    """The structure at the start of `data`. Raises `FormatFault`, as all parsers here, where it is cut off."""
+    try:
+        return layout.unpack_from(data)
+    except struct.error:
+        raise FormatFault(f"a request of the kernel has {len(data)} bytes where {layout.size} belong") from None
+
+
 def parse_request(buffer: memoryview) -> Request:
-    _, op, unique, ino, *_ = _IN_HEADER.unpack_from(buffer)
+    _, op, unique, ino, *_ = _taken(_IN_HEADER, buffer)
     return Request(op, unique, ino, buffer[_IN_HEADER.size :])
 
 
 def parse_init(data: memoryview) -> tuple[int, int, int]:
     """The kernel's major and minor version and its flags."""
-    major, minor, _, flags = _INIT_IN.unpack_from(data)
+    major, minor, _, flags = _taken(_INIT_IN, data)
     return major, minor, flags
 
 
 def parse_open(data: memoryview) -> int:
     """The open(2) flags."""
-    return int(_OPEN_IN.unpack_from(data)[0])
+    return int(_taken(_OPEN_IN, data)[0])
 
 
 def parse_read(data: memoryview) -> tuple[int, int]:
     """Offset and size, of READ and READDIR alike."""
-    _, offset, size, *_ = _READ_IN.unpack_from(data)
+    _, offset, size, *_ = _taken(_READ_IN, data)
     return offset, size
 
 
 def parse_access(data: memoryview) -> int:
     """The access(2) mask."""
-    return int(_U32.unpack_from(data)[0])
+    return int(_taken(_U32, data)[0])
 
 
 def parse_name(data: memoryview) -> bytes:

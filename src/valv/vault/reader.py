@@ -1,6 +1,7 @@
 """The one decrypting reader. Mount, download, htsget and intake all read through it.
 
-No byte leaves it that was not checked: against the seal (order and number of segments) and against the segment's tag.
+No byte leaves it that was not checked: against the seal (order and number of segments) and against the segment's tag;
+where somebody outside may know the data key, against the hash tree too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from typing_extensions import Buffer
 
 from valv.errors import Fault, FormatFault, InputFault, IntegrityFault
-from valv.formats import seal
+from valv.formats import hashtree, seal
 from valv.formats.crypt4gh import (
     CIPHER_SEGMENT,
     NONCE,
@@ -27,6 +28,7 @@ from valv.formats.crypt4gh import (
 )
 from valv.formats.seal import PAIR
 from valv.ports.storage import Body
+from valv.vault.fixity import read_sidecar
 
 _BATCH: Final = 16
 """Segments fetched at a time: the 1 MiB that the kernel asks a mount for at most."""
@@ -47,16 +49,26 @@ _scratch: Final = _Scratch()
 class SealedReader:
     """Reads one stored file. Safe for several threads at once; takes over `body`.
 
-    `pairs`: the whole sidecar (28 bytes a segment, held in memory); `seal_root` and `size` (plain bytes) are from the
-    record; `data_keys`: those of the header. Raises `IntegrityFault` where sidecar or length are not those sealed.
+    `pairs`: of all segments (28 bytes each, held in memory); `seal_root` and `size` (plain bytes) are from the record;
+    `data_keys`: those of the header. `hashes`: of all segments, already held against the hash tree's root; each segment
+    that is read must then have its own. Raises `IntegrityFault` where pairs or length are not those sealed.
     """
 
-    def __init__(self, body: Body, pairs: bytes, seal_root: bytes, size: int, data_keys: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        body: Body,
+        pairs: bytes,
+        seal_root: bytes,
+        size: int,
+        data_keys: Sequence[bytes],
+        hashes: bytes | None = None,
+    ) -> None:
         seal.verify(seal_root, pairs, size)
         if body.size != cipher_size(size):
             raise IntegrityFault(f"the stored body has {body.size} bytes, not {cipher_size(size)}")
         self._body = body
         self._pairs = memoryview(pairs)
+        self._hashes = hashes
         self._size = size
         self._aeads = [ChaCha20Poly1305(key) for key in data_keys]
 
@@ -129,6 +141,8 @@ class SealedReader:
         nonce = bytes(sealed[:NONCE])
         if pair[:NONCE] != nonce or pair[NONCE:] != sealed[-TAG:]:
             raise IntegrityFault(f"segment {number} is not the one that was sealed at this place")
+        if self._hashes is not None:
+            hashtree.check_segment(number, sealed, self._hashes)
         for aead in self._aeads:
             try:
                 aead.decrypt_into(nonce, sealed[NONCE:], None, plain)
@@ -139,12 +153,21 @@ class SealedReader:
 
 
 def open_reader(
-    open_body: Callable[[str], Body], name: str, header: bytes, private_key: bytes, *, size: int, seal_root: bytes
+    open_body: Callable[[str], Body],
+    name: str,
+    header: bytes,
+    private_key: bytes,
+    *,
+    size: int,
+    seal_root: bytes,
+    tree_root: bytes = b"",
 ) -> SealedReader:
     """A reader for the body `name` and its sidecar in a store.
 
-    `open_body` is the store's `open`; `header` must open with `private_key` (raw). Raises `KeyFault` where it does not,
-    `FormatFault` for a header with an edit list, `MissingFault` and storage faults, `IntegrityFault` as `SealedReader`.
+    `open_body` is the store's `open`; `header` must open with `private_key` (raw). `tree_root`: given where somebody
+    outside may know the data key; each segment that is read is then held against the hash tree. Raises `KeyFault` where
+    the header does not open, `FormatFault` where it has an edit list, `MissingFault` and storage faults,
+    `IntegrityFault` as `SealedReader`.
     """
     opened = open_header(header, [private_key])
     if opened.edit_list is not None:
@@ -152,30 +175,29 @@ def open_reader(
             "the Crypt4GH header has an edit list, which shows only parts of the file",
             "decrypt the file and encrypt the part that is meant as a file of its own",
         )
-    return open_with_keys(open_body, name, opened.data_keys, size=size, seal_root=seal_root)
+    return open_with_keys(open_body, name, opened.data_keys, size=size, seal_root=seal_root, tree_root=tree_root)
 
 
 def open_with_keys(
-    open_body: Callable[[str], Body], name: str, data_keys: Sequence[bytes], *, size: int, seal_root: bytes
+    open_body: Callable[[str], Body],
+    name: str,
+    data_keys: Sequence[bytes],
+    *,
+    size: int,
+    seal_root: bytes,
+    tree_root: bytes = b"",
 ) -> SealedReader:
     """As `open_reader`, with the data keys of a header that is already open."""
-    pairs = _read_pairs(open_body(seal.sidecar(name)), size)
+    sidecar = open_body(seal.sidecar(name))
+    try:
+        pairs, hashes = read_sidecar(sidecar, segments(size))
+    finally:
+        sidecar.close()
+    if tree_root:
+        hashtree.verify(tree_root, hashes, cipher_size(size))
     body = open_body(name)
     try:
-        return SealedReader(body, pairs, seal_root, size, data_keys)
+        return SealedReader(body, pairs, seal_root, size, data_keys, hashes if tree_root else None)
     except Fault:
         body.close()
         raise
-
-
-def _read_pairs(sidecar: Body, size: int) -> bytes:
-    try:
-        expected = PAIR * segments(size)
-        if sidecar.size != expected:
-            raise IntegrityFault(f"the seal has {sidecar.size} bytes, not {expected}")
-        pairs = bytearray(expected)
-        if sidecar.pread_into(pairs, 0) != expected:
-            raise IntegrityFault("the seal is truncated")
-        return bytes(pairs)
-    finally:
-        sidecar.close()

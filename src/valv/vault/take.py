@@ -27,15 +27,15 @@ _CHECK: Final = 4 << 20
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A body that was taken. `size` is plain bytes, known from the length alone; `body_sha256` is over the stored
-    bytes, header not counted."""
+    """A body that was taken. `size` is plain bytes, known from the length alone; `tree_root` is that of the
+    hash tree over the stored bytes, header not counted."""
 
     header: bytes
     cipher_size: int
     size: int
     segments: int
     seal_root: bytes
-    body_sha256: bytes
+    tree_root: bytes
 
 
 class Taker:
@@ -82,7 +82,7 @@ class Taker:
             size=body.size,
             segments=body.segments,
             seal_root=body.seal_root,
-            body_sha256=body.body_sha256,
+            tree_root=body.tree_root,
         )
 
     def abort(self) -> None:

@@ -119,7 +119,7 @@ def upgrade() -> None:
         sa.Column("seal_root", BLOB, nullable=False),
         sa.Column("sha256", BLOB, nullable=True),
         sa.Column("sent_sha256", BLOB, nullable=True),
-        sa.Column("body_sha256", BLOB, nullable=False),
+        sa.Column("tree_root", BLOB, nullable=False),
         sa.Column("state", TEXT, nullable=False),
         sa.Column("reason", TEXT, nullable=False),
         sa.Column("received", TIME, nullable=False),
@@ -241,6 +241,7 @@ def upgrade() -> None:
         sa.Column("size", INT, nullable=False),
         sa.Column("sha256", BLOB, nullable=False),
         sa.Column("seal_root", BLOB, nullable=False),
+        sa.Column("tree_root", BLOB, nullable=False),
         sa.Column("media", TEXT, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_release_file")),
     )
