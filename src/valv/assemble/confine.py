@@ -107,7 +107,8 @@ class Users:
 @dataclass(frozen=True, slots=True)
 class View:
     """What a process may see and do. `read`, `write`: pairs of a path of the host and where it is inside (`same` makes
-    them); `devices`: device files. `uid`: its user, None to stay who we are."""
+    them); `devices`: device files. `uid`: its user, None to stay who we are. `whole_etc`: for one that starts others:
+    a single file of /etc that the host replaces meanwhile could not be shown to them."""
 
     uid: int | None
     groups: tuple[int, ...] = ()
@@ -116,6 +117,7 @@ class View:
     devices: tuple[Path, ...] = ()
     network: bool = False
     own_proc: bool = True
+    whole_etc: bool = False
     capabilities: tuple[str, ...] = ()
 
 
@@ -176,12 +178,16 @@ def python(name: str, *arguments: str) -> list[str]:
 
 
 def _tree(view: View) -> list[str]:
-    arguments = [*box.system(), "--perms", "0755", "--dir", "/etc", "--dev", "/dev"]
+    arguments = [*box.system(), "--dev", "/dev"]
     arguments += ["--perms", "1777", "--tmpfs", "/tmp"]  # noqa: S108 - its own
     if view.own_proc:
         arguments += ["--proc", "/proc"]
-    for name in _ETC:
-        arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    if view.whole_etc:
+        arguments += ["--ro-bind", "/etc", "/etc"]
+    else:
+        arguments += ["--perms", "0755", "--dir", "/etc"]
+        for name in _ETC:
+            arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     if view.network:
         # Often a link into /run, so what it leads to is shown in its place.
         arguments += ["--ro-bind-try", str(Path(_RESOLVER).resolve()), _RESOLVER]

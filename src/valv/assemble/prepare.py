@@ -79,6 +79,7 @@ def views(config: Config, users: Users) -> dict[str, View]:
             write=((confine.runs(config), INSIDE), *confine.same(Path("/proc"), Path("/sys"))),
             devices=(Path("/dev/fuse"),),
             own_proc=False,
+            whole_etc=True,
             capabilities=confine.LAUNCHER,
         )
     return found
