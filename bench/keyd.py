@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from valv.config import Keys
+from valv.errors import Fault
 from valv.formats import crypt4gh
 from valv.keys.client import KeydClient
 from valv.keys.file import FileKeyring, FileRoot
@@ -53,7 +54,7 @@ def serve(folder: Path) -> None:
 def connect(folder: Path) -> KeydClient:
     client = KeydClient(folder / "keyd.sock")
     for _ in range(1000):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Fault):
             client.status()
             return client
         time.sleep(0.01)
