@@ -80,6 +80,10 @@ def settings(config: Config) -> Settings:
         read = (*seen, *confine.same(config.runtime))
         return View(uid=uid, groups=(users.group,), read=read, devices=(Path("/dev/fuse"),))
 
+    def writing_view(uid: int) -> View:
+        write = confine.same(config.path(config.storage.path))
+        return View(uid=uid, groups=(users.group,), read=confine.same(toml, config.runtime), write=write)
+
     def mount_command(uid: int, *, fuse: int, files: int, reports: int, grant_id: str, run_id: str) -> list[str]:
         arguments = ("--fuse", fuse, "--files", files, "--reports", reports, "--grant", grant_id, "--run", run_id)
         return confine.command(view(uid), confine.python("mount", *node, *map(str, arguments)))
@@ -91,6 +95,21 @@ def settings(config: Config) -> Settings:
     def read_command(uid: int, *, file: int, out: int, grant_id: str) -> list[str]:
         arguments = ("--file", file, "--out", out, "--grant", grant_id)
         return confine.command(view(uid), confine.python("read", *node, *map(str, arguments)))
+
+    def rekey_command(uid: int, *, file: int, out: int, grant_id: str, public_key: bytes, body: str) -> list[str]:
+        arguments = (
+            "--file",
+            file,
+            "--out",
+            out,
+            "--grant",
+            grant_id,
+            "--public-key",
+            public_key.hex(),
+            "--body",
+            body,
+        )
+        return confine.command(writing_view(uid), confine.python("rekey", *node, *map(str, arguments)))
 
     return Settings(
         folder=folder,
@@ -110,6 +129,7 @@ def settings(config: Config) -> Settings:
         mount_command=mount_command,
         collect_command=collect_command,
         read_command=read_command,
+        rekey_command=rekey_command,
     )
 
 

@@ -70,12 +70,27 @@ class LauncherClient:
     @contextmanager
     def read(self, token: str, grant_id: str, file: MountedFile) -> Iterator[socket.socket]:
         """Where the plain bytes arrive, as frames (`stream`)."""
+        with self._on_file(wire.Read(token, grant_id), file) as connection:
+            yield connection
+
+    @contextmanager
+    def rekey(
+        self, token: str, grant_id: str, file: MountedFile, public_key: bytes, body: str
+    ) -> Iterator[socket.socket]:
+        """Where the answer arrives, as frames (`stream`). Leaving the context before it came ends the work."""
+        request = wire.Rekey(token, grant_id, public_key, body)
+        wire.check_rekey(request)
+        with self._on_file(request, file) as connection:
+            yield connection
+
+    @contextmanager
+    def _on_file(self, request: wire.Request, file: MountedFile) -> Iterator[socket.socket]:
         description = wire.files_descriptor((file,))
         ours, theirs = socket.socketpair()
         with closing(ours):
             try:
                 with closing(theirs):
-                    self._ask(wire.Read(token, grant_id), None, (description, theirs.fileno()))
+                    self._ask(request, None, (description, theirs.fileno()))
             finally:
                 os.close(description)
             yield ours

@@ -51,6 +51,12 @@ class ReadCommand(Protocol):
     def __call__(self, uid: int, *, file: int, out: int, grant_id: str) -> list[str]: ...
 
 
+class RekeyCommand(Protocol):
+    """The command line of the confined process that encrypts one stored file anew; `file` and `out` are descriptors."""
+
+    def __call__(self, uid: int, *, file: int, out: int, grant_id: str, public_key: bytes, body: str) -> list[str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`folder`: where the runs' folders are; `slots`, `readers`: users of runs and readers; `most`: upper bounds of any
@@ -68,6 +74,7 @@ class Settings:
     mount_command: MountCommand
     collect_command: CollectCommand
     read_command: ReadCommand
+    rekey_command: RekeyCommand
 
 
 @dataclass(slots=True)
@@ -81,11 +88,14 @@ class _Caller:
 
 @dataclass(slots=True)
 class _Helper:
-    """A process that collects or reads. `run_id`: whose outbox, empty for a reader."""
+    """A process that collects, reads or rekeys. `run_id`: whose outbox, empty for the user of a reader. `asker`: a
+    descriptor of our own that tells when whoever asked is gone; -1 where the process itself finds out, as it writes all
+    the time."""
 
     child: Child
     run_id: str
     uid: int
+    asker: int = -1
 
 
 class Launcher:
@@ -277,6 +287,9 @@ class Launcher:
             case wire.Read():
                 file, out = _only(descriptors, 2)
                 self._read(request, file, out)
+            case wire.Rekey():
+                file, out = _only(descriptors, 2)
+                self._rekey(request, file, out)
         return None
 
     # --- runs ---
@@ -347,19 +360,45 @@ class Launcher:
 
     def _read(self, request: wire.Read, file: int, out: int) -> None:
         wire.check_name(request.grant_id)
-        uid, _ = self._tokens.pop(request.token, (-1, 0.0))
-        if uid < 0:
-            raise ComputeFault("the token was used or has expired", "reserve a new one")
+        uid = self._redeem(request.token)
         command = self._settings.read_command(uid, file=file, out=out, grant_id=request.grant_id)
         self._start_helper(command, (file, out), "", uid)
 
-    def _start_helper(self, command: list[str], descriptors: tuple[int, ...], run_id: str, uid: int) -> None:
+    def _rekey(self, request: wire.Rekey, file: int, out: int) -> None:
+        wire.check_rekey(request)
+        uid = self._redeem(request.token)
+        command = self._settings.rekey_command(
+            uid, file=file, out=out, grant_id=request.grant_id, public_key=request.public_key, body=request.body
+        )
+        # It says nothing until its end, which may be hours away: we notice for it that nobody waits any more.
+        asker = os.dup(out)
+        try:
+            helper = self._start_helper(command, (file, out), "", uid)
+        except Fault:
+            os.close(asker)
+            raise
+        helper.asker = asker
+        self._watch(asker, lambda: self._end_helper(helper))
+
+    def _redeem(self, token: str) -> int:
+        """The user id that was promised with the token."""
+        uid, _ = self._tokens.pop(token, (-1, 0.0))
+        if uid < 0:
+            raise ComputeFault("the token was used or has expired", "reserve a new one")
+        return uid
+
+    def _start_helper(self, command: list[str], descriptors: tuple[int, ...], run_id: str, uid: int) -> _Helper:
         child = Child(command, descriptors)
         helper = _Helper(child, run_id, uid)
         self._helpers[child.pidfd] = helper
         self._watch(child.pidfd, lambda: self._end_helper(helper))
+        return helper
 
     def _end_helper(self, helper: _Helper) -> None:
+        if helper.asker >= 0:
+            self._unwatch(helper.asker)
+            os.close(helper.asker)
+            helper.asker = -1
         self._unwatch(helper.child.pidfd)
         self._helpers.pop(helper.child.pidfd, None)
         helper.child.kill()

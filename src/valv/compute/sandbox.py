@@ -11,9 +11,10 @@ import msgspec
 from valv.compute import stream
 from valv.compute.client import LauncherClient
 from valv.errors import Fault, FormatFault, IntegrityFault
-from valv.formats.crypt4gh import CIPHER_SEGMENT, header_length
+from valv.formats.crypt4gh import CIPHER_SEGMENT, cipher_size, header_length, segments
+from valv.formats.hashtree import HASH
 from valv.formats.seal import sidecar
-from valv.ports.compute import MountedFile, Output, RunSpec, RunStatus, Skipped
+from valv.ports.compute import MountedFile, Output, Rekeyed, RunSpec, RunStatus, Skipped
 from valv.ports.storage import Storage
 from valv.vault.sealing import BATCH, SealingWriter
 
@@ -86,6 +87,33 @@ class SandboxReader:
                 if kind != b"D":
                     raise FormatFault("the reading process sent something else than bytes")
                 yield payload
+
+    def rekey(self, token: str, grant_id: str, file: MountedFile, public_key: bytes, body: str) -> Rekeyed:
+        """Waits as long as the process lives. After `UnreachableFault` for a cut stream it is dead, so that nothing
+        appears under `body` any more."""
+        made: Rekeyed | None = None
+        with self._client.rekey(token, grant_id, file, public_key, body) as connection:
+            for kind, payload in stream.frames(connection, patience=None):
+                if kind != b"R" or made is not None:
+                    raise FormatFault("the rekeying process sent something else than one answer")
+                made = _rekeyed(payload, file)
+        if made is None:
+            raise FormatFault("the rekeying process ended without an answer")
+        return made
+
+
+def _rekeyed(payload: bytes, file: MountedFile) -> Rekeyed:
+    """The answer, if it can be about this file."""
+    try:
+        made = msgspec.msgpack.decode(payload, type=Rekeyed)
+    except msgspec.DecodeError:
+        raise FormatFault("the rekeying process sent something that is no answer") from None
+    sizes, roots = (made.cipher_size, made.segments), (len(made.seal_root), len(made.tree_root))
+    if sizes != (cipher_size(file.size), segments(file.size)) or roots != (HASH, HASH):
+        raise FormatFault("the rekeying process told of another body than the one asked for")
+    if header_length(made.header) != len(made.header):
+        raise FormatFault("the rekeying process told no whole header")
+    return made
 
 
 class _Arriving:

@@ -1,4 +1,4 @@
-"""How outputs and plain bytes leave a confined process: frames through a descriptor that the receiver gave.
+"""How outputs, plain bytes and answers leave a confined process: frames through a descriptor that the receiver gave.
 
 Frame: kind (one byte), length of the payload (u32, big-endian), payload.
 
@@ -6,6 +6,7 @@ Frame: kind (one byte), length of the payload (u32, big-endian), payload.
     D  bytes: of the encrypted body, or plain ones where a file is read
     E  the output ended; payload: `Ended`, MessagePack
     S  an entry was not taken; payload: `Skipped`, MessagePack
+    R  a body was encrypted anew; payload: `Rekeyed`, MessagePack
     Z  all was said: the last frame; payload: `Failure` or nil, MessagePack
 
 A stream that ends without `Z` was cut.
@@ -30,7 +31,7 @@ PAYLOAD: Final = 8 << 20
 PATIENCE: Final = 60.0
 """Seconds that one side waits for the other."""
 
-Kind = Literal[b"F", b"D", b"E", b"S", b"Z"]
+Kind = Literal[b"F", b"D", b"E", b"S", b"R", b"Z"]
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -69,15 +70,16 @@ class Sender:
             raise UnreachableFault("whoever asked for the bytes is gone") from None
 
 
-def frames(connection: socket.socket) -> Iterator[tuple[bytes, bytes]]:
-    """Each frame but the last, as (kind, payload).
+def frames(connection: socket.socket, patience: float | None = PATIENCE) -> Iterator[tuple[bytes, bytes]]:
+    """Each frame but the last, as (kind, payload). `patience`: seconds to wait for the next bytes, None for as long as
+    the sender lives.
 
     Raises the fault that the sender ended with, and `UnreachableFault` where the stream was cut.
     """
-    connection.settimeout(PATIENCE)
+    connection.settimeout(patience)
     while True:
         kind, length = _HEAD.unpack(_exactly(connection, _HEAD.size))
-        if kind not in (b"F", b"D", b"E", b"S", b"Z") or length > PAYLOAD:
+        if kind not in (b"F", b"D", b"E", b"S", b"R", b"Z") or length > PAYLOAD:
             raise FormatFault("a confined process sent something that is no frame")
         payload = _exactly(connection, length)
         if kind == b"Z":

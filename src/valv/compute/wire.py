@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from valv.errors import Fault, InputFault, InternalFault, Refusal, RefusedFault
+from valv.formats.crypt4gh import KEY
 from valv.ports.compute import Limits, MountedFile
 
 FRAME: Final = 1 << 20
@@ -27,6 +28,7 @@ LENGTH: Final = struct.Struct(">I")
 DESCRIPTORS: Final = 2
 """Most descriptors of one request."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_BODY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FILES_BYTES: Final = 1 << 28
 
@@ -83,7 +85,17 @@ class Read(msgspec.Struct, frozen=True, tag="read"):
     grant_id: str
 
 
-Request = Reserve | Start | Status | Stop | Collect | Discard | Runs | ReserveReader | Read
+class Rekey(msgspec.Struct, frozen=True, tag="rekey"):
+    """With the descriptors of the file's description and of where the answer goes. `public_key`: whom the new data key
+    is sealed for; `body`: name of the new body. Whoever closes the other end of the second descriptor ends the work."""
+
+    token: str
+    grant_id: str
+    public_key: bytes
+    body: str
+
+
+Request = Reserve | Start | Status | Stop | Collect | Discard | Runs | ReserveReader | Read | Rekey
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -141,6 +153,15 @@ def check_name(name: str) -> None:
     """Run and grant ids name folders and groups; raises `InputFault` for any that could be more than a name."""
     if not NAME.fullmatch(name):
         raise InputFault("a run or grant id has 1 to 64 letters, digits, '_' or '-', and begins with none of these two")
+
+
+def check_rekey(request: Rekey) -> None:
+    """Raises `InputFault` where the key or the name of the body cannot be used. No dot: a body's sidecar has one."""
+    check_name(request.grant_id)
+    if len(request.public_key) != KEY:
+        raise InputFault(f"a public key has {KEY} bytes, not {len(request.public_key)}")
+    if not _BODY.fullmatch(request.body):
+        raise InputFault("a body's name has 1 to 64 letters a-z, digits, '_' or '-', and begins with none of these two")
 
 
 def files_descriptor(files: tuple[MountedFile, ...]) -> int:

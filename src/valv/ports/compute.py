@@ -96,6 +96,16 @@ class Skipped(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Rekeyed(msgspec.Struct, frozen=True):
+    """A body that was encrypted anew: what a row of `file` says of it. Sizes in bytes."""
+
+    header: bytes
+    cipher_size: int
+    segments: int
+    seal_root: bytes
+    tree_root: bytes
+
+
 class Compute(Protocol):
     def reserve(self, run_id: str) -> int:
         """Set a slot aside for the run and tell the user id that its mount process will have, for the grant that must
@@ -131,4 +141,10 @@ class Reader(Protocol):
 
     def read(self, token: str, grant_id: str, file: MountedFile) -> Iterator[bytes]:
         """The plain bytes in order, complete unless a fault is raised. Closing the iterator ends the reading."""
+        ...
+
+    def rekey(self, token: str, grant_id: str, file: MountedFile, public_key: bytes, body: str) -> Rekeyed:
+        """Encrypt a stored file anew, under a data key that nobody knew, into the store under the name `body` and its
+        sidecar; the old body stays. The header is sealed for `public_key`. Durable when this returns; after a fault
+        nothing lies under `body` but what a killed process left there."""
         ...
