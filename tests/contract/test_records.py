@@ -430,6 +430,41 @@ def test_upsert_by_primary_and_by_unique_key(database: Database) -> None:
         assert unit.count("dataset_member") == 1
 
 
+def test_many_updates_in_one_go(database: Database) -> None:
+    rows = [{"rotation": "r", "file": f"f{number}", "body": "old"} for number in range(5000)]
+    with database.writing() as unit:
+        unit.insert("rotation_file", rows)
+        unit.update("rotation_file", {"file": "f7"}, {"body": "other"})
+        unit.update_each("rotation_file", [])
+        changes = [
+            ({"file": row["file"], "body": "old"}, {"body": f"new-{row['file']}", "fault": "x"}) for row in rows[:4000]
+        ]
+        unit.update_each("rotation_file", iter(changes))
+    with database.reading() as unit:
+        found = {row["file"]: (row["body"], row["fault"]) for row in unit.rows("rotation_file")}
+    assert found["f7"] == ("other", ""), "where the condition does not hold nothing is changed"
+    assert found["f8"] == ("new-f8", "x") and found["f4000"] == ("old", "")
+    assert sum(fault == "x" for _, fault in found.values()) == 3999
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [({"file": "f"}, {"body": "b"}), ({"file": "g"}, {"fault": "b"})],
+        [({"file": None}, {"body": "b"})],
+        [({}, {"body": "b"})],
+        [({"file": "f"}, {})],
+        [({"file": "f"}, {"body": None})],
+        [({"file": "f"}, {"no_column": "b"})],
+    ],
+)
+def test_updates_that_are_programming_errors(database: Database, changes: Any) -> None:
+    with pytest.raises(ValueError), database.writing() as unit:
+        unit.update_each("rotation_file", changes)
+    with pytest.raises(ValueError), database.writing() as unit:
+        unit.update_each("dataset", [({"id": "d"}, {"title": "t"})])
+
+
 def test_generated_ids_are_never_used_again(database: Database) -> None:
     row = {"topic": "mail", "body": {}, "created": NOW, "due": NOW}
     with database.writing() as unit:

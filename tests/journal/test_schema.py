@@ -5,18 +5,20 @@ import stat
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from valv.db.database import Database
 from valv.db.engine import open_engine, read_url
-from valv.db.migrate import MIGRATIONS
-from valv.db.schema import SCHEMA, metadata
+from valv.db.migrate import MIGRATIONS, _config
+from valv.db.schema import SCHEMA, UtcTime, metadata
 from valv.errors import ConfigFault, Fault, StorageFault, UnreachableFault
 
 
@@ -101,6 +103,50 @@ def test_an_older_schema_asks_for_the_upgrade(database: Database, database_url: 
     with pytest.raises(ConfigFault, match="valv node upgrade"), opened.reading():
         pass
     opened.close()
+
+
+FILE = """INSERT INTO file (id, dataset, deposit, version, path, folded, body, header, key_id, size, cipher_size,
+    segments, seal_root, sha256, sent_sha256, tree_root, state, reason, received) VALUES (:id, 'd', 'x', 1, :id, :id,
+    :id, :blob, 'k', 1, 29, 1, :blob, :plain, :sent, :blob, 'verified', '', :at)"""
+EVENT = """INSERT INTO journal (position, stream, version, tag, at, actor, command, data, leaf)
+    VALUES (:position, 'permit/p', :position, :tag, :at, 'a', 'c', :data, :blob)"""
+
+
+def test_records_of_the_first_release_are_brought_along(database_url: str) -> None:
+    """Files of schema 0001, and what the ledger says of their downloads: whose data key is known outside."""
+    engine = open_engine(read_url(database_url), "", writes=True, pooled=False)
+    with engine.connect() as connection, connection.begin():
+        command.upgrade(_config(connection), "0001")
+        rows = {"plain": (b"1", b"1"), "sent": (b"1", b"2"), "early": (None, b"2"), "downloaded": (b"3", b"3")}
+        at = datetime(2031, 2, 3, tzinfo=UTC)
+        kinds = {"at": UtcTime(), "blob": sa.LargeBinary(), "plain": sa.LargeBinary(), "sent": sa.LargeBinary()}
+        file = sa.text(FILE).bindparams(*(sa.bindparam(name, type_=kind) for name, kind in kinds.items()))
+        for name, (plain, sent) in rows.items():
+            connection.execute(file, {"id": name, "plain": plain, "sent": sent, "blob": b"b", "at": at})
+        event = sa.text(EVENT).bindparams(
+            sa.bindparam("at", type_=UtcTime()),
+            *(sa.bindparam(name, type_=sa.LargeBinary()) for name in ("data", "blob")),
+        )
+        for position, (tag, data) in enumerate(
+            [("permit.downloaded", b'{"file_id":"downloaded"}'), ("permit.issued", b'{"file_id":"plain"}')]
+        ):
+            connection.execute(event, {"position": position, "tag": tag, "data": data, "at": at, "blob": b"b"})
+    engine.dispose()
+    database = Database(database_url)
+    with pytest.raises(ConfigFault, match="older than the 0002"):
+        database.check()
+    database.upgrade()
+    with database.reading() as unit:
+        found = {row["id"]: row for row in unit.rows("file")}
+        assert unit.count("stale_body") == unit.count("rotation_file") == unit.count("open_body") == 0
+    database.close()
+    assert {name: row["known_outside"] for name, row in found.items()} == {
+        "plain": False,
+        "sent": True,
+        "early": True,
+        "downloaded": True,
+    }
+    assert {(row["pair"], row["rekeyed"], row["path"] == name) for name, row in found.items()} == {(1, None, True)}
 
 
 @pytest.mark.parametrize(

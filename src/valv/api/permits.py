@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
 from typing import Annotated, Final
 
 from fastapi import Header, Query, Request
@@ -22,6 +21,7 @@ router = routes("permits", f"{PREFIX}/permits")
 
 _REST: Final = re.compile(r"bytes=(\d{1,15})-")
 """The one range that is served: from a byte to the end. Others are answered with the whole file (RFC 9110, 14.2)."""
+_TAG: Final = re.compile(r'"([0-9a-f]{32})"')
 
 
 @router.get("")
@@ -76,7 +76,11 @@ def look_at_file(ask: Known, permit_id: Id, file_id: Id) -> Response:
         raise refuse("no_file")
     response = Response(
         media_type=BYTES,
-        headers={"Accept-Ranges": "bytes", "Content-Disposition": disposition(f"{found.path}.c4gh")},
+        headers={
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": disposition(f"{found.path}.c4gh"),
+            "ETag": f'"{found.etag}"',
+        },
     )
     del response.headers["Content-Length"]
     return response
@@ -94,21 +98,28 @@ def download_file(
     range: Annotated[
         str | None, Header(description="`bytes=N-` continues a download that broke off", max_length=100)
     ] = None,
+    if_range: Annotated[
+        str | None,
+        Header(description="the `ETag` of the part that is there; else the file comes whole", max_length=100),
+    ] = None,
 ) -> Response:
-    """Download a file, encrypted for one's own key. It breaks off where the permit ends meanwhile."""
+    """Download a file, encrypted for one's own key. It breaks off where the permit ends meanwhile.
+
+    The `ETag` is that of the body. A file that was encrypted anew has another: a part of the one before is not
+    continued, the answer is the whole file. Without `If-Range` a part is continued only of a file that never was."""
     asked = _REST.fullmatch(range.strip()) if range else None
-    start = int(asked[1]) if asked else 0
-    opened = download.open_file(ask.node, ask.who, permit_id, file_id, key_id=key, start=start)
+    tag = _TAG.fullmatch(if_range.strip()) if if_range else None
+    start = int(asked[1]) if asked and (tag or not if_range) else 0
+    seen = tag[1] if tag else ""
+    opened = download.open_file(ask.node, ask.who, permit_id, file_id, key_id=key, start=start, seen=seen)
+    start = opened.start
     if start and start >= opened.size:
         fault = InputFault("the range begins at the end of the file or behind it", "the file is complete")
         where = problem.where(request)
         return problem.of_fault(fault, where, status=416, headers={"Content-Range": f"bytes */{opened.size}"})
-    chunks = opened.chunks
-    if start < len(opened.header):
-        # A header is sealed anew each time: one begun earlier is not continued, it comes whole with its file.
-        chunks, start = chain((opened.header[:start],), chunks), 0
-    response = stream(chunks, size=opened.size - start, name=opened.path)
+    response = stream(opened.chunks, size=opened.size - start, name=opened.path)
     response.headers["Accept-Ranges"] = "bytes"
+    response.headers["ETag"] = f'"{opened.etag}"'
     if start:
         response.status_code = 206
         response.headers["Content-Range"] = f"bytes {start}-{opened.size - 1}/{opened.size}"

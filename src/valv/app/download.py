@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,16 +16,19 @@ from valv.app.streams import DATASET, PERMIT, Step, retried
 from valv.core import permit
 from valv.core.access import Wanted
 from valv.core.authorize import Context
-from valv.errors import RefusedFault
+from valv.errors import ConflictFault, KeyFault, RefusedFault
 from valv.ports.lease import TERM
 from valv.ports.records import Unit
 
 CHUNK = 1 << 20
 """Bytes sent between two looks at the clock."""
+SEEN = 30.0
+"""Seconds after which a download that goes on is noted again, so that a rotation leaves its body alone."""
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that a permit lets its holder download. `size`: plain bytes; `sha256`: hex, of the plain bytes."""
+    """A file that a permit lets its holder download. `size`: plain bytes; `sha256`: hex, of the plain bytes; `etag`:
+    another one once the stored body is another."""
 
     file_id: str
     dataset: str
@@ -32,12 +36,16 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     size: int
     sha256: str
+    etag: str
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """An encrypted download: `header` sealed to the holder's key, then `body_size` bytes of body."""
+    """An encrypted download: `header` sealed to the holder's key, then `body_size` bytes of body. `chunks` begin at
+    byte `start` of both together."""
 
     path: str
+    etag: str
+    start: int
     header: bytes
     body_size: int
     chunks: Iterator[bytes]
@@ -63,46 +71,80 @@ def files(node: Node, who: Who, permit_id: str) -> list[Listed]:
                         path=row["path"],
                         size=row["size"],
                         sha256=digest,
+                        etag=etag(row),
                     )
                 )
     return sorted(found, key=lambda item: (item.dataset, item.path))
 
 
+def etag(row: dict[str, Any]) -> str:
+    """What tells this body of a file from those before and after it. It says nothing of where the body lies."""
+    return hashlib.sha256(str(row["body"]).encode()).hexdigest()[:32]
+
+
 @retried
-def open_file(node: Node, who: Who, permit_id: str, file_id: str, *, key_id: str, start: int = 0) -> Opened:
+def open_file(
+    node: Node, who: Who, permit_id: str, file_id: str, *, key_id: str, start: int = 0, seen: str = ""
+) -> Opened:
     """Begin a download of one file, from byte `start` of header and body together. `key_id`: one of the account's
-    registered keys. The body ends early where the permit ends meanwhile."""
+    registered keys; `seen`: the etag of the part that is there already. The file comes whole where that part is of
+    another body, or ends within the header, which is sealed anew each time. The body ends early where the permit ends
+    meanwhile."""
     at = node.clock()
     with node.records.writing() as unit:
         state = _permitted(node, who, unit, permit_id)
-        rows = [
-            row
-            for wanted in state.datasets
-            for row in reading.files(unit, wanted.dataset_id, wanted.version)
-            if row["id"] == file_id
-        ]
-        if not rows:
-            raise refuse("no_file")
+        row = _row(unit, state, file_id)
         keys = unit.rows("account_key", {"id": key_id, "account": who.account_id, "ended": None})
         if not keys:
             raise refuse("no_key")
+        if seen != etag(row) if seen else row["rekeyed"] is not None:
+            start = 0
         version = streams.need(unit, PERMIT, permit_id)[1]
         order = permit.RecordDownload(
             by=who.account_id, at=at, file_id=file_id, key=keys[0]["fingerprint"], start=start
         )
         step = Step(PERMIT, permit_id, version, state, permit.decide(state, order, permit.Facts()))
         streams.commit(unit, [step], by=who.account_id, at=at, command=new_id())
-    row = rows[0]
-    header = _resealed(node, row, keys[0]["public"])
+        unit.update("file", {"id": file_id, "known_outside": False}, {"known_outside": True})
+        reading_id = new_id()
+        unit.insert("open_body", [{"id": reading_id, "body": row["body"], "seen": at}])
+    header = _header(node, row, keys[0]["public"])
     if not 0 <= start <= len(header) + row["cipher_size"]:
         raise refuse("no_file", "the range begins outside the file")
+    start = start if start >= len(header) else 0
     wanted = Wanted(row["dataset"], row["version"])
+    chunks = _leased(node, who, permit_id, wanted, header, row, start, reading_id)
+    next(chunks)  # it has the body open from now on, and closes it whatever becomes of the answer
     return Opened(
         path=f"{row['path']}.c4gh",
+        etag=etag(row),
+        start=start,
         header=header,
         body_size=row["cipher_size"],
-        chunks=_leased(node, who, permit_id, wanted, header, row, start),
+        chunks=chunks,
     )
+
+
+def _row(unit: Unit, state: permit.Permit, file_id: str) -> dict[str, Any]:
+    for wanted in state.datasets:
+        for row in reading.files(unit, wanted.dataset_id, wanted.version):
+            if row["id"] == file_id:
+                return row
+    raise refuse("no_file")
+
+
+def _header(node: Node, row: dict[str, Any], public: bytes) -> bytes:
+    try:
+        return _resealed(node, row, public)
+    except KeyFault:
+        # A rotation may have sealed it to a newer pair since, and retired the one that this header is for.
+        with node.records.reading() as unit:
+            now = unit.rows("file", {"id": row["id"], "body": row["body"]})
+        if not now:
+            raise ConflictFault("the file was encrypted anew at this moment") from None
+        if now[0]["header"] == row["header"]:
+            raise
+        return _resealed(node, now[0], public)
 
 
 def _resealed(node: Node, row: dict[str, Any], public: bytes) -> bytes:
@@ -116,20 +158,32 @@ def _resealed(node: Node, row: dict[str, Any], public: bytes) -> bytes:
 
 
 def _leased(
-    node: Node, who: Who, permit_id: str, wanted: Wanted, header: bytes, row: dict[str, Any], start: int
+    node: Node,
+    who: Who,
+    permit_id: str,
+    wanted: Wanted,
+    header: bytes,
+    row: dict[str, Any],
+    start: int,
+    reading_id: str,
 ) -> Iterator[bytes]:
-    """Header and body from `start`. At least every half lease term the permit is asked again."""
-    asked = -TERM
-    if start < len(header):
-        yield header[start:]
+    """First nothing, with the body open; then header and body from `start`. At least every half lease term the permit
+    is asked again."""
+    asked, noted = -TERM, time.monotonic()
     offset = max(0, start - len(header))
     body = node.storage.open(row["body"])
     try:
+        yield b""
+        if start < len(header):
+            yield header[start:]
         while offset < row["cipher_size"]:
             now = time.monotonic()
             if now - asked >= TERM / 2:
                 _still(node, who, permit_id, wanted)
                 asked = now
+            if now - noted >= SEEN:
+                _note(node, reading_id)
+                noted = now
             chunk = bytearray(min(CHUNK, row["cipher_size"] - offset))
             count = body.pread_into(chunk, offset)
             if count == 0:
@@ -138,6 +192,11 @@ def _leased(
             yield bytes(chunk[:count])
     finally:
         body.close()
+
+
+def _note(node: Node, reading_id: str) -> None:
+    with node.records.writing() as unit:
+        unit.update("open_body", {"id": reading_id}, {"seen": node.clock()})
 
 
 def _still(node: Node, who: Who, permit_id: str, wanted: Wanted) -> None:

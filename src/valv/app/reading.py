@@ -38,10 +38,9 @@ def files(unit: Unit, dataset_id: str, version: int) -> list[dict[str, Any]]:
 def mounted(row: dict[str, Any], path: str) -> MountedFile:
     """A row of `file` or `release_file` as a reader process needs it; `path`: where it is seen.
 
-    The data key of a file that was sent encrypted is known to whoever encrypted it, that of a result to whoever it was
-    given to: both are held against their hash trees. A file that was sent plain was encrypted by the node.
+    The data key of a file that was sent encrypted is known to whoever encrypted it, that of a download or a result to
+    whoever it was given to: they are held against their hash trees.
     """
-    received_plain = row["sha256"] is not None and row.get("sent_sha256") == row["sha256"]
     return MountedFile(
         file_id=row["id"],
         path=path,
@@ -50,5 +49,5 @@ def mounted(row: dict[str, Any], path: str) -> MountedFile:
         key_id=row["key_id"],
         size=row["size"],
         seal_root=row["seal_root"],
-        tree_root=b"" if received_plain else row["tree_root"],
+        tree_root=row["tree_root"] if row.get("known_outside", True) else b"",
     )

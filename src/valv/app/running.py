@@ -67,14 +67,14 @@ def _start(node: Node, compute: Compute, state: run.Run) -> bool:
     at = node.clock()
     with node.records.reading() as unit:
         refusal = _still_permitted(node, unit, state)
-        spec = _spec(unit, state) if refusal is None else None
-    if spec is None:
+    if refusal is not None:
         _ask_stop(node, state.run_id, "revoked")
         compute.discard(state.run_id)  # a place that an earlier turn reserved
         return False
     uid = compute.reserve(state.run_id)
-    node.keys.revoke(spec.grant_id)  # one that an interrupted start left: a live grant never changes
-    node.keys.grant(spec.grant_id, _keys(node, state), uid, LEASE)
+    grant = _grant(state.run_id)
+    node.keys.revoke(grant)  # one that an interrupted start left: a live grant never changes
+    node.keys.grant(grant, _keys(node, state), uid, LEASE)
     with node.records.writing() as unit:
         now, version = streams.need(unit, RUN, state.run_id)
         facts_from = _versions(unit, now)  # before the facts: what is revoked after this look makes the commit fail
@@ -85,6 +85,9 @@ def _start(node: Node, compute: Compute, state: run.Run) -> bool:
             return False
         step = Step(RUN, state.run_id, version, now, events)
         streams.commit(unit, [step], by=NODE, at=at, command=new_id(), asserts=facts_from)
+    with node.records.reading() as unit:
+        # Headers and bodies as they are once the start is on record: a rotation leaves those of going runs alone.
+        spec = _spec(unit, state)
     compute.start(spec)
     return True
 
@@ -147,7 +150,8 @@ def _keys(node: Node, state: run.Run) -> list[str]:
 
 def _still_permitted(node: Node, unit: Unit, state: run.Run) -> Refusal | None:
     if state.aim == "scan":
-        return None
+        gone = any(version.destroyed for _, version in permits.behind(unit, state.datasets))
+        return Refusal("version_destroyed") if gone else None
     at = node.clock()
     for wanted in state.datasets:
         refusal = permits.stands(unit, state.permit_id, account_id=state.owner, wanted=wanted, mode="compute", at=at)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,6 +19,7 @@ app = group("Download files.")
 PIECE = 1 << 20
 TRIES = 5
 """How often a broken connection is taken up again without any progress in between."""
+_ETAG: Final = re.compile(r'"[!#-~]{1,100}"')
 
 
 @command(
@@ -39,7 +41,8 @@ def download(
     """Download the files of a permit, encrypted so that only your private key opens them.
 
     They arrive as DIR/DATASET/PATH.c4gh; `SHA256SUMS` beside them holds the checksums of the decrypted files. A
-    download that broke off goes on where it stopped when the same command is given again.
+    download that broke off goes on where it stopped when the same command is given again; it begins anew where the node
+    has encrypted the file anew meanwhile.
     """
     listed = [file for file in door.get("permits", permit, "files") if dataset in ("", file["dataset"])]
     if not listed:
@@ -84,6 +87,7 @@ def _fetch(door: Door, permit: str, file: dict[str, Any], key: str, target: Path
             _stream(door, permit, file, key, part, before, advance)
             if not _complete(part, file["size"]):
                 part.unlink(missing_ok=True)
+                _note_of(part).unlink(missing_ok=True)
                 raise IntegrityFault(f"{target.name} has not the size that is listed", "download it again")
         except UnreachableFault:
             # Something came: begin to count anew. Nothing came several times: it is not to be had.
@@ -92,6 +96,7 @@ def _fetch(door: Door, permit: str, file: dict[str, Any], key: str, target: Path
                 raise
     with arriving.writing(target):
         part.replace(target)
+        _note_of(part).unlink(missing_ok=True)
 
 
 def _kept(part: Path) -> int:
@@ -109,15 +114,21 @@ def _stream(door: Door, permit: str, file: dict[str, Any], key: str, part: Path,
     from valv.cli.client import path
 
     address = path("permits", permit, "files", file["file_id"])
+    before = _etag(part) if start else ""
     headers = {"Range": f"bytes={start}-"} if start else {}
+    headers |= {"If-Range": before} if before else {}
     with door.client.stream(address, query={"key": key}, headers=headers) as response, arriving.writing(part):
         resumed = response.status_code == 206
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if resumed else os.O_TRUNC)
         if start and not resumed:
+            if before and before != response.headers.get("ETag"):
+                door.note(f"  begins anew: {file['path']} was encrypted anew in the node since the download began")
             start = 0
         if resumed and _begins(response) != start:
             raise IntegrityFault("the node sent another part than was asked for", "delete the .part file and repeat")
         with os.fdopen(os.open(part, flags, 0o600), "r+b" if resumed else "wb") as kept:
+            if not resumed:
+                _note_etag(part, response.headers.get("ETag", ""))
             kept.seek(start)
             advance(start)
             try:
@@ -127,6 +138,27 @@ def _stream(door: Door, permit: str, file: dict[str, Any], key: str, part: Path,
             finally:
                 kept.flush()
                 os.fsync(kept.fileno())
+
+
+def _note_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
+
+
+def _note_etag(part: Path, etag: str) -> None:
+    """Write down of which stored body a part is, before the first byte of it comes."""
+    note = _note_of(part)
+    note.unlink(missing_ok=True)
+    if _ETAG.fullmatch(etag):
+        with os.fdopen(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(etag)
+
+
+def _etag(part: Path) -> str:
+    try:
+        found = _ETAG.fullmatch(_note_of(part).read_text("ascii"))
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return found[0] if found else ""
 
 
 def _begins(response: Any) -> int:

@@ -54,6 +54,26 @@ class Rows(Statements):
             self._refold(ids)
         return count
 
+    def update_each(self, table: str, changes: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        target = _table(table)
+        if target is dataset:
+            raise ValueError(f"rows of {table} are updated one by one")
+        batch, shapes = [], set()
+        for where, values in changes:
+            for one in (where, values):
+                _check(target, one)
+            if None in where.values() or not (where and values):
+                raise ValueError(f"an update of {table} needs what to look for and what to set")
+            shapes.add((tuple(where), tuple(values)))
+            batch.append(_prefixed("where", where) | _prefixed("set", values))
+        if len(shapes) > 1:
+            raise ValueError(f"the updates of {table} must all have the same columns")
+        if batch:
+            ((looked, given),) = shapes
+            found = [_column(target, name) == sa.bindparam(f"where_{name}") for name in looked]
+            setting: dict[str, Any] = {name: sa.bindparam(f"set_{name}") for name in given}
+            self.run(sa.update(target).where(*found).values(setting), batch)
+
     def delete(self, table: str, where: dict[str, Any]) -> int:
         target = _table(table)
         return self.run(sa.delete(target).where(*_conditions(target, where))).rowcount
@@ -163,6 +183,10 @@ def _complete(table: sa.Table, row: Mapping[str, Any]) -> dict[str, Any]:
     if table is dataset:
         full |= catalogue.folded(full)
     return full
+
+
+def _prefixed(word: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{word}_{name}": value for name, value in values.items()}
 
 
 def _conflict_key(table: sa.Table, row: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-SCHEMA: Final = "0001"
+SCHEMA: Final = "0002"
 """The newest revision in `migrations/versions`; revisions are numbered, so that newer is a comparison."""
 
 
@@ -244,7 +244,13 @@ file = sa.Table(
     _column("state", TEXT),
     _column("reason", TEXT, default=""),
     _column("received", TIME),
+    # number of the key pair that opens the header; whether somebody outside ever had the data key; since when the body
+    # is not the one that was received
+    _column("pair", INT, default=1, server_default=sa.text("1")),
+    _column("known_outside", BOOL, default=True, server_default=sa.true()),
+    _column("rekeyed", TIME, nullable=True),
     sa.UniqueConstraint("deposit", "folded"),
+    sa.Index(None, "key_id", "pair", "id"),
 )
 dataset_version_file = sa.Table(
     "dataset_version_file", metadata, _key("dataset"), _key("version", INT), _key("file"), sa.Index(None, "file")
@@ -264,6 +270,22 @@ release_file = sa.Table(
     _column("tree_root", BLOB),
     _column("media", TEXT, default=""),
 )
+
+# what a rotation has in hand: the body that is being written ('' for none), or why a file cannot be taken along
+rotation_file = sa.Table(
+    "rotation_file",
+    metadata,
+    _key("rotation"),
+    _key("file"),
+    _column("body", TEXT, default=""),
+    _column("fault", TEXT, default=""),
+)
+# bodies that no file has any more, until their last reader has ended
+stale_body = sa.Table(
+    "stale_body", metadata, _key("body"), _column("dataset", TEXT), _column("file", TEXT), _column("since", TIME)
+)
+# downloads under way; `seen` is renewed while they go on
+open_body = sa.Table("open_body", metadata, _key("id"), _column("body", TEXT, index=True), _column("seen", TIME))
 
 # --- work ----------------------------------------------------------------------------------------------------------
 

@@ -123,6 +123,11 @@ class Unit(Protocol):
 
     def update(self, table: str, where: dict[str, Any], values: dict[str, Any]) -> int: ...
 
+    def update_each(self, table: str, changes: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        """Many updates in one go: (where, values) pairs, all of the same columns. `where` compares by equality with a
+        value; a pair that fits no row changes nothing. Not for `dataset`, whose search columns are derived."""
+        ...
+
     def delete(self, table: str, where: dict[str, Any]) -> int: ...
 
     def rows(
