@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,14 +18,54 @@ from valv import config as configuration
 from valv.assemble import keyd
 from valv.assemble.backend import backend
 from valv.config import Keys
-from valv.errors import ConfigFault, FormatFault, KeyFault, MissingFault, StorageFault, UnreachableFault
+from valv.errors import (
+    ConfigFault,
+    ConflictFault,
+    FormatFault,
+    KeyFault,
+    MissingFault,
+    SealedFault,
+    StorageFault,
+    UnreachableFault,
+)
+from valv.keys import disk
 from valv.keys import pkcs11 as tokens
 from valv.keys.file import Cost, FileKeyring
 from valv.keys.pkcs11 import Pkcs11Keyring
 from valv.keys.store import Store
-from valv.ports.contract.keys import CONTEXT, RootKeyContract
+from valv.ports.contract.keys import CONTEXT, RootKeyContract, works
 
 CHEAP = Cost(passes=1, lanes=1, memory=64)
+
+
+@contextlib.contextmanager
+def logged_in(settings: Keys) -> Iterator[Any]:
+    """A session of somebody with the token's own tool, while no root key of this process is open."""
+    import pkcs11
+
+    with pkcs11.lib(settings.module).get_token(token_label=settings.token).open(rw=True, user_pin=PIN) as session:
+        yield session
+
+
+def held(settings: Keys) -> int:
+    """How many keys of its label the token holds."""
+    with logged_in(settings) as session:
+        return len(tokens._found(session, settings.key))
+
+
+def full(*_: object) -> None:
+    raise StorageFault("the disk is full")
+
+
+def in_a_process(settings: Keys, script: str) -> int:
+    """Run `script` in another process, with `keyring`, `pin` and `Path` at hand. Returns its exit code."""
+    start = (
+        "import os, sys; from pathlib import Path; from valv.config import Keys; from valv.keys import disk; "
+        "from valv.keys.pkcs11 import Pkcs11Keyring; pin = sys.stdin.buffer.read(); "
+        "keyring = Pkcs11Keyring(Keys(module=sys.argv[1], token=sys.argv[2], key=sys.argv[3])); "
+    )
+    words = [sys.executable, "-c", start + script, settings.module, settings.token, settings.key]
+    return subprocess.run(words, input=PIN.encode(), check=False, timeout=60).returncode
 
 
 class TestFile(RootKeyContract):
@@ -34,6 +79,8 @@ class TestFile(RootKeyContract):
 
 
 class TestSoftHsm(RootKeyContract):
+    elsewhere = True
+
     @pytest.fixture
     def passphrase(self) -> bytes:
         return PIN.encode()
@@ -60,51 +107,207 @@ class TestSoftHsm(RootKeyContract):
         root = Pkcs11Keyring(settings).create(folder, PIN.encode())
         wrapped = root.wrap(b"secret", CONTEXT)
         script = (
-            "import sys; from pathlib import Path; from valv.config import Keys; "
-            "from valv.keys.pkcs11 import Pkcs11Keyring; "
-            "settings = Keys(module=sys.argv[1], token=sys.argv[2], key=sys.argv[3]); "
-            "root = Pkcs11Keyring(settings).open(Path(sys.argv[4]), sys.stdin.buffer.read()); "
-            "assert root.unwrap(bytes.fromhex(sys.argv[5]), bytes.fromhex(sys.argv[6])) == b'secret'"
+            f"root = keyring.open(Path({str(folder)!r}), pin); "
+            f"assert root.unwrap(bytes.fromhex({wrapped.hex()!r}), {CONTEXT!r}) == b'secret'"
         )
-        words = [settings.module, settings.token, settings.key, str(folder), wrapped.hex(), CONTEXT.hex()]
-        subprocess.run([sys.executable, "-c", script, *words], input=PIN.encode(), check=True, timeout=60)
+        assert in_a_process(settings, script) == 0
 
-    def test_the_key_cannot_leave(self, softhsm: SoftHsm, folder: Path) -> None:
+    def test_the_key_cannot_leave(self, softhsm: SoftHsm, folder: Path, next_folder: Path) -> None:
         import pkcs11
 
-        root = Pkcs11Keyring(softhsm.settings()).create(folder, PIN.encode())
-        with pytest.raises(pkcs11.AttributeSensitive):
-            root.key[pkcs11.Attribute.VALUE]
-        for name in ("EXTRACTABLE", "WRAP", "UNWRAP", "MODIFIABLE"):
-            assert root.key[pkcs11.Attribute[name]] is False
-        wrapping = root.session.generate_key(pkcs11.KeyType.AES, 256, store=False)
-        with pytest.raises(pkcs11.PKCS11Error):
-            wrapping.wrap_key(root.key, mechanism=pkcs11.Mechanism.AES_KEY_WRAP)
+        first = Pkcs11Keyring(softhsm.settings()).create(folder, PIN.encode())
+        for root in (first, first.renew(next_folder)):
+            with pytest.raises(pkcs11.AttributeSensitive):
+                root.key[pkcs11.Attribute.VALUE]
+            for name in ("EXTRACTABLE", "WRAP", "UNWRAP", "MODIFIABLE", "SIGN", "VERIFY", "DERIVE"):
+                assert root.key[pkcs11.Attribute[name]] is False
+            for name in ("PRIVATE", "SENSITIVE", "ENCRYPT", "DECRYPT"):
+                assert root.key[pkcs11.Attribute[name]] is True
+            wrapping = root.session.generate_key(pkcs11.KeyType.AES, 256, store=False)
+            with pytest.raises(pkcs11.PKCS11Error):
+                wrapping.wrap_key(root.key, mechanism=pkcs11.Mechanism.AES_KEY_WRAP)
 
     def test_a_key_that_could_leave_is_refused(self, softhsm: SoftHsm, folder: Path) -> None:
         import pkcs11
 
         settings = softhsm.settings()
         keyring = Pkcs11Keyring(settings)
-        keyring.create(folder, PIN.encode()).wipe()
-        with pkcs11.lib(settings.module).get_token(token_label="one").open(rw=True, user_pin=PIN) as session:
+        root = keyring.create(folder, PIN.encode())
+        root.wipe()
+        with logged_in(settings) as session:
             session.get_key(label=settings.key).destroy()
             template = {pkcs11.Attribute.EXTRACTABLE: True, pkcs11.Attribute.SENSITIVE: False}
-            session.generate_key(pkcs11.KeyType.AES, 256, label=settings.key, store=True, template=template)
+            session.generate_key(pkcs11.KeyType.AES, 256, id=root.id, label=settings.key, store=True, template=template)
         with pytest.raises(KeyFault, match="can leave its token"):
             keyring.open(folder, PIN.encode())
 
-    def test_another_key_under_the_same_label_is_found(
-        self, softhsm: SoftHsm, folder: Path, other_folder: Path
+    def test_another_key_in_its_place_is_found(self, softhsm: SoftHsm, folder: Path) -> None:
+        """Of the same label and CKA_ID, made by the token."""
+        settings = softhsm.settings()
+        keyring = Pkcs11Keyring(settings)
+        root = keyring.create(folder, PIN.encode())
+        root.wipe()
+        with logged_in(settings) as session:
+            tokens._generate(session, settings.key, root.id)
+        with pytest.raises(KeyFault, match="holds 2 keys"):
+            keyring.open(folder, PIN.encode())
+        with logged_in(settings) as session:
+            for key in tokens._found(session, settings.key):
+                key.destroy()
+        with pytest.raises(MissingFault, match="holds no key"):
+            keyring.open(folder, PIN.encode())
+        with logged_in(settings) as session:
+            tokens._generate(session, settings.key, root.id)
+        with pytest.raises(KeyFault, match="is not the one that"):
+            keyring.open(folder, PIN.encode())
+        assert held(settings) == 1
+
+    def test_a_root_key_that_followed_opens_in_a_new_process(
+        self, softhsm: SoftHsm, folder: Path, next_folder: Path
     ) -> None:
+        settings = softhsm.settings()
+        root = Pkcs11Keyring(settings).create(folder, PIN.encode())
+        following = root.renew(next_folder, PIN.encode())
+        root.discard(folder)
+        wrapped = following.wrap(b"secret", CONTEXT)
+        script = (
+            f"opened = keyring.open(Path({str(next_folder)!r}), pin); "
+            f"assert opened.unwrap(bytes.fromhex({wrapped.hex()!r}), {CONTEXT!r}) == b'secret'; "
+            f"opened.discard(Path({str(next_folder)!r}))"
+        )
+        assert in_a_process(settings, script) == 0
+        with pytest.raises(UnreachableFault):
+            following.unwrap(wrapped, CONTEXT)
+        following.discard(next_folder)
+        assert held(settings) == 0
+
+    def test_two_nodes_of_one_label(
+        self, softhsm: SoftHsm, folder: Path, other_folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Each finds its own key and destroys its own. That there are more is told."""
+        settings = softhsm.settings()
+        keyring = Pkcs11Keyring(settings)
+        mine, theirs = keyring.create(folder, PIN.encode()), keyring.create(other_folder, PIN.encode())
+        wrapped = theirs.wrap(b"secret", CONTEXT)
+        mine.wipe()
+        theirs.wipe()
+        with caplog.at_level(logging.WARNING, "valv.keyd"):
+            keyring.open(folder, PIN.encode()).discard(folder)
+        assert "'one' holds 1 more under the label" in caplog.text
+        assert mine.id.hex() in caplog.text and theirs.id.hex() not in caplog.text
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "valv.keyd"):
+            assert keyring.open(other_folder, PIN.encode()).unwrap(wrapped, CONTEXT) == b"secret"
+        assert caplog.text == ""
+
+    @pytest.mark.parametrize("following", [False, True])
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_a_crash_while_the_key_is_made(
+        self,
+        softhsm: SoftHsm,
+        folder: Path,
+        next_folder: Path,
+        following: bool,
+        lost: bool,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """The folder names the key that it left, so it can be destroyed. `lost`: the folder was removed before."""
         settings = softhsm.settings()
         keyring = Pkcs11Keyring(settings)
         keyring.create(folder, PIN.encode()).wipe()
-        keyring.discard(folder, PIN.encode())
-        with pytest.raises(MissingFault, match="holds no key"):
+        killed = "from valv.keys import pkcs11; pkcs11.Pkcs11Root.wrap = lambda *_: os._exit(9); "
+        script = f"keyring.open(Path({str(folder)!r}), pin).renew" if following else "keyring.create"
+        assert in_a_process(settings, f"{killed}{script}(Path({str(next_folder)!r}), pin)") == 9
+        assert held(settings) == 2
+        with pytest.raises(MissingFault, match="no key"):
+            keyring.open(next_folder, PIN.encode())
+        with pytest.raises(KeyFault, match="the PIN is wrong"):
+            keyring.discard(next_folder, b"another PIN")
+        with pytest.raises(ConflictFault):
+            keyring.create(next_folder, PIN.encode())
+        if lost:
+            (next_folder / "root.json").unlink()
+        keyring.discard(next_folder, PIN.encode())
+        assert list(next_folder.iterdir()) == []
+        assert held(settings) == 1 + lost
+        with caplog.at_level(logging.WARNING, "valv.keyd"):
+            root = keyring.open(folder, PIN.encode())
+        assert ("'one' holds 1 more under the label" in caplog.text) == lost
+        assert works(root.renew(next_folder))
+
+    def test_a_root_key_that_cannot_follow_leaves_none(
+        self, softhsm: SoftHsm, folder: Path, next_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = softhsm.settings()
+        root = Pkcs11Keyring(settings).create(folder, PIN.encode())
+        for owner, name in ((disk, "write"), (tokens.Pkcs11Root, "wrap")):
+            with monkeypatch.context() as broken:
+                broken.setattr(owner, name, full)
+                with pytest.raises(StorageFault):
+                    root.renew(next_folder)
+            assert list(next_folder.iterdir()) == []
+        assert works(root)
+        root.wipe()
+        assert tokens._LOGINS == {}
+        assert held(settings) == 1
+
+    def test_a_crash_while_discarding_is_made_good_by_repeating(
+        self, softhsm: SoftHsm, folder: Path, next_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The key in the token is gone, the file that names it is not."""
+        settings = softhsm.settings()
+        keyring = Pkcs11Keyring(settings)
+        root = keyring.create(folder, PIN.encode())
+        following = root.renew(next_folder)
+        with monkeypatch.context() as broken:
+            broken.setattr(disk, "wipe", full)
+            with pytest.raises(StorageFault):
+                root.discard(folder)
+        with pytest.raises(MissingFault, match="a discarded root key is gone"):
             keyring.open(folder, PIN.encode())
-        keyring.create(other_folder, PIN.encode()).wipe()
-        with pytest.raises(KeyFault, match="is not the one that"):
+        root.discard(folder)
+        assert list(folder.iterdir()) == []
+        following.wipe()
+        assert held(settings) == 1
+
+    def test_a_root_key_is_not_discarded_with_the_folder_of_another(
+        self, softhsm: SoftHsm, folder: Path, next_folder: Path
+    ) -> None:
+        keyring = Pkcs11Keyring(softhsm.settings())
+        root = keyring.create(folder, PIN.encode())
+        following = root.renew(next_folder)
+        for each, wrong in ((root, next_folder), (following, folder)):
+            with pytest.raises(ConflictFault, match="is of another root key"):
+                each.discard(wrong)
+        assert works(root) and works(following)
+        keyring.open(folder, PIN.encode()).wipe()
+        keyring.open(next_folder, PIN.encode()).wipe()
+
+    def test_discarding_what_was_wiped_needs_somebody_logged_in(
+        self, softhsm: SoftHsm, folder: Path, next_folder: Path
+    ) -> None:
+        settings = softhsm.settings()
+        root = Pkcs11Keyring(settings).create(folder, PIN.encode())
+        following = root.renew(next_folder)
+        root.wipe()
+        root.discard(folder)
+        following.wipe()
+        root.discard(folder)
+        with pytest.raises(SealedFault):
+            following.discard(next_folder)
+        assert held(settings) == 1
+        Pkcs11Keyring(settings).open(next_folder, PIN.encode()).discard(next_folder)
+        assert held(settings) == 0
+
+    @pytest.mark.parametrize(
+        ("field", "value"), [("format", "valv pkcs11 root key 1"), ("id", ""), ("id", "AAAA"), ("extra", 1)]
+    )
+    def test_a_file_of_another_form_is_refused(self, softhsm: SoftHsm, folder: Path, field: str, value: object) -> None:
+        keyring = Pkcs11Keyring(softhsm.settings())
+        keyring.create(folder, PIN.encode()).wipe()
+        file = folder / "root.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+        with pytest.raises(FormatFault):
             keyring.open(folder, PIN.encode())
 
     def test_the_token_counts_wrong_pins_and_the_error_says_so(self, softhsm: SoftHsm, folder: Path) -> None:
@@ -148,18 +351,16 @@ class TestSoftHsm(RootKeyContract):
     def test_a_node_that_cannot_be_made_leaves_no_key(
         self, softhsm: SoftHsm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        config = node(tmp_path, softhsm.settings())
-
-        def full(*_: object) -> None:
-            raise StorageFault("the disk is full")
-
+        settings = softhsm.settings()
+        config = node(tmp_path, settings)
         with monkeypatch.context() as broken:
             broken.setattr(Store, "create", full)
             with pytest.raises(StorageFault):
                 keyd.create(config, PIN.encode())
         assert not list(tmp_path.glob("*keys*"))
+        assert held(settings) == 0
         keyd.create(config, PIN.encode())
-        assert (tmp_path / "keys" / "root.json").exists()
+        assert held(settings) == 1
 
 
 def node(home: Path, keys: Keys) -> configuration.Config:

@@ -8,6 +8,8 @@
         @pytest.fixture
         def other(self): return MyKeyring(...)          # for another root key
 
+        elsewhere = True                                # where the root key does not lie in the folder itself
+
 It needs pytest, which the node itself does not.
 """
 
@@ -18,15 +20,20 @@ import secrets
 import threading
 import traceback
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import pytest
 
-from valv.errors import ConflictFault, Fault, FormatFault, KeyFault, MissingFault, SealedFault
+from valv.errors import ConflictFault, Fault, FormatFault, InputFault, KeyFault, MissingFault, SealedFault
 from valv.ports.keys import Keyring, OpenRoot
 
 WRONG: Final = b"not the passphrase"
+ANOTHER: Final = b"battery horse correct"
 CONTEXT: Final = b"what this key is for"
+
+
+def works(root: OpenRoot) -> bool:
+    return root.unwrap(root.wrap(b"secret", CONTEXT), CONTEXT) == b"secret"
 
 
 def told(fault: BaseException) -> str:
@@ -36,6 +43,9 @@ def told(fault: BaseException) -> str:
 
 class RootKeyContract:
     """Every test gets a `keyring` and an `other` one, whose root keys are not made yet, and empty folders for both."""
+
+    elsewhere: ClassVar[bool] = False
+    """Whether the root key is kept elsewhere than in the folder, so that a copy of the folder is not enough."""
 
     @pytest.fixture
     def passphrase(self) -> bytes:
@@ -51,6 +61,13 @@ class RootKeyContract:
     @pytest.fixture
     def other_folder(self, tmp_path: Path) -> Path:
         folder = tmp_path / "other"
+        folder.mkdir(mode=0o700)
+        return folder
+
+    @pytest.fixture
+    def next_folder(self, tmp_path: Path) -> Path:
+        """Where the files of the root key go that follows."""
+        folder = tmp_path / "next"
         folder.mkdir(mode=0o700)
         return folder
 
@@ -149,18 +166,145 @@ class RootKeyContract:
         root.wipe()
         assert keyring.open(folder, passphrase).unwrap(wrapped, CONTEXT) == b"secret"
 
-    def test_what_was_discarded_can_be_made_anew(
+    def test_a_root_key_and_those_that_follow_stand_apart(
+        self, keyring: Keyring, root: OpenRoot, folder: Path, next_folder: Path, other_folder: Path, passphrase: bytes
+    ) -> None:
+        """What one wrapped opens with no other; wiping and discarding one leaves the others as they are."""
+        second = root.renew(next_folder)
+        third = second.renew(other_folder, passphrase)
+        roots = (root, second, third)
+        wrapped = [each.wrap(bytes(range(32)), CONTEXT) for each in roots]
+        for opener, each in enumerate(roots):
+            for number, one in enumerate(wrapped):
+                if number == opener:
+                    assert each.unwrap(one, CONTEXT) == bytes(range(32))
+                else:
+                    with pytest.raises(KeyFault):
+                        each.unwrap(one, CONTEXT)
+        second.discard(next_folder)
+        assert works(root) and works(third)
+        root.wipe()
+        assert works(third)
+        again = keyring.open(folder, passphrase)
+        third.wipe()
+        assert again.unwrap(wrapped[0], CONTEXT) == bytes(range(32))
+        assert keyring.open(other_folder, passphrase).unwrap(wrapped[2], CONTEXT) == bytes(range(32))
+
+    def test_after_a_crash_between_renewing_and_discarding_both_open(
+        self, keyring: Keyring, root: OpenRoot, folder: Path, next_folder: Path, passphrase: bytes
+    ) -> None:
+        following = root.renew(next_folder)
+        before, after = root.wrap(b"before", CONTEXT), following.wrap(b"after", CONTEXT)
+        root.wipe()
+        following.wipe()
+        old, new = keyring.open(folder, passphrase), keyring.open(next_folder, passphrase)
+        assert old.unwrap(before, CONTEXT) == b"before"
+        assert new.unwrap(after, CONTEXT) == b"after"
+        old.discard(folder)
+        new.wipe()
+        with pytest.raises(MissingFault):
+            keyring.open(folder, passphrase)
+        assert keyring.open(next_folder, passphrase).unwrap(after, CONTEXT) == b"after"
+
+    def test_what_was_discarded_never_opens_again(
         self, keyring: Keyring, root: OpenRoot, folder: Path, passphrase: bytes
     ) -> None:
         wrapped = root.wrap(b"secret", CONTEXT)
+        second = keyring.open(folder, passphrase)
+        for each in (root, root, second, root, second):
+            each.discard(folder)
+            with pytest.raises(SealedFault):
+                each.unwrap(wrapped, CONTEXT)
+            with pytest.raises(SealedFault):
+                each.wrap(b"secret", CONTEXT)
+            with pytest.raises(MissingFault):
+                keyring.open(folder, passphrase)
+        root.wipe()
+        fresh = keyring.create(folder, passphrase)
+        with pytest.raises(KeyFault):
+            fresh.unwrap(wrapped, CONTEXT)
+        assert works(fresh)
+
+    def test_a_copy_of_the_folder_does_not_bring_it_back(
+        self, keyring: Keyring, root: OpenRoot, folder: Path, next_folder: Path, passphrase: bytes
+    ) -> None:
+        """Where the root key lies in the folder, it does."""
+        wrapped = root.wrap(b"secret", CONTEXT)
+        for path in folder.iterdir():
+            (next_folder / path.name).write_bytes(path.read_bytes())
+        root.discard(folder)
+        if self.elsewhere:
+            with pytest.raises(MissingFault):
+                keyring.open(next_folder, passphrase)
+        else:
+            assert keyring.open(next_folder, passphrase).unwrap(wrapped, CONTEXT) == b"secret"
+
+    def test_a_folder_is_cleared_without_its_root_key_open(
+        self, keyring: Keyring, root: OpenRoot, folder: Path, next_folder: Path, other_folder: Path, passphrase: bytes
+    ) -> None:
+        """Also where nobody knows what it opens with, where there is nothing, and where the files were overwritten in
+        the middle of being removed."""
+        wrapped = root.wrap(b"secret", CONTEXT)
+        root.renew(next_folder, ANOTHER if keyring.sets_passphrase else passphrase).wipe()
+        for _ in range(2):
+            keyring.discard(next_folder, passphrase)
+            keyring.discard(other_folder, passphrase)
+            with pytest.raises(MissingFault):
+                keyring.open(next_folder, ANOTHER if keyring.sets_passphrase else passphrase)
+        kept = {path: path.stat().st_size for path in folder.iterdir()}
+        assert keyring.open(folder, passphrase).unwrap(wrapped, CONTEXT) == b"secret"
         root.wipe()
         keyring.discard(folder, passphrase)
-        for path in folder.iterdir():
-            path.unlink()
-        with pytest.raises((MissingFault, KeyFault)):
+        for path, size in kept.items():
+            path.write_bytes(bytes(size))
+        keyring.discard(folder, passphrase)
+        with pytest.raises(MissingFault):
             keyring.open(folder, passphrase)
-        with pytest.raises(KeyFault):
-            keyring.create(folder, passphrase).unwrap(wrapped, CONTEXT)
+
+    def test_no_root_key_follows_into_a_folder_that_has_one(
+        self, keyring: Keyring, root: OpenRoot, folder: Path, next_folder: Path, passphrase: bytes
+    ) -> None:
+        following = root.renew(next_folder)
+        before = root.wrap(b"before", CONTEXT)
+        after = following.wrap(b"after", CONTEXT)
+        for each, taken in ((root, folder), (root, next_folder), (following, folder)):
+            for given in (None, passphrase):
+                with pytest.raises(ConflictFault):
+                    each.renew(taken, given)
+        root.wipe()
+        following.wipe()
+        assert keyring.open(folder, passphrase).unwrap(before, CONTEXT) == b"before"
+        assert keyring.open(next_folder, passphrase).unwrap(after, CONTEXT) == b"after"
+
+    def test_the_next_root_key_under_another_passphrase(
+        self, keyring: Keyring, root: OpenRoot, folder: Path, next_folder: Path, passphrase: bytes
+    ) -> None:
+        """Where the backend can set one. Elsewhere nothing is made."""
+        if keyring.sets_passphrase:
+            following = root.renew(next_folder, ANOTHER)
+            wrapped = following.wrap(b"secret", CONTEXT)
+            for _ in range(2):
+                with pytest.raises(KeyFault):
+                    keyring.open(next_folder, passphrase)
+                following.wipe()
+            with pytest.raises(KeyFault):
+                keyring.open(folder, ANOTHER)
+            assert keyring.open(next_folder, ANOTHER).unwrap(wrapped, CONTEXT) == b"secret"
+        else:
+            for wrong in (ANOTHER, b"", passphrase[:-1], passphrase + b"x", b"\xff\xfe"):
+                with pytest.raises(InputFault):
+                    root.renew(next_folder, wrong)
+            assert list(next_folder.iterdir()) == []
+            with pytest.raises(MissingFault):
+                keyring.open(next_folder, passphrase)
+        assert works(root)
+
+    def test_a_wiped_root_key_has_none_that_follows(self, root: OpenRoot, next_folder: Path, passphrase: bytes) -> None:
+        root.wipe()
+        for given in (None, passphrase):
+            with pytest.raises(SealedFault):
+                root.renew(next_folder, given)
+        assert list(next_folder.iterdir()) == []
 
     def test_an_empty_or_altered_folder_does_not_open(
         self, keyring: Keyring, root: OpenRoot, folder: Path, other_folder: Path, passphrase: bytes
@@ -225,12 +369,55 @@ class RootKeyContract:
             thread.join()
         assert not wrong
 
+    def test_renewing_and_discarding_while_others_work(
+        self, keyring: Keyring, root: OpenRoot, folder: Path, next_folder: Path, passphrase: bytes
+    ) -> None:
+        """Who works with the old root key gets an answer or `SealedFault`; the next one works from its beginning."""
+        wrong: list[BaseException] = []
+        done = threading.Event()
+        begun = threading.Barrier(5)
+
+        def work(own: OpenRoot) -> None:
+            begun.wait()
+            try:
+                while not done.is_set():
+                    assert works(own)
+            except SealedFault:
+                pass
+            except BaseException as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=work, args=(root,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            begun.wait()
+            following = root.renew(next_folder)
+            wrapped = following.wrap(b"secret", CONTEXT)
+            root.discard(folder)
+            assert following.unwrap(wrapped, CONTEXT) == b"secret"
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert not wrong
+        following.wipe()
+        assert keyring.open(next_folder, passphrase).unwrap(wrapped, CONTEXT) == b"secret"
+
     def test_secrets_do_not_show(
-        self, keyring: Keyring, root: OpenRoot, folder: Path, other_folder: Path, passphrase: bytes
+        self,
+        keyring: Keyring,
+        root: OpenRoot,
+        folder: Path,
+        next_folder: Path,
+        other_folder: Path,
+        passphrase: bytes,
     ) -> None:
         secret = b"canary-" + secrets.token_hex(16).encode()
         wrapped = root.wrap(secret, CONTEXT)
-        texts = [repr(keyring), str(keyring), repr(root), str(root)]
+        given = ANOTHER if keyring.sets_passphrase else passphrase
+        following = root.renew(next_folder, given)
+        texts = [repr(each) + str(each) for each in (keyring, root, following)]
         faults: list[Fault] = []
         for act in (
             lambda: root.unwrap(wrapped[:-1], CONTEXT),
@@ -238,15 +425,20 @@ class RootKeyContract:
             lambda: keyring.open(folder, WRONG),
             lambda: keyring.open(other_folder, passphrase),
             lambda: keyring.create(folder, passphrase),
+            lambda: root.renew(folder),
+            lambda: root.renew(next_folder, passphrase),
+            lambda: root.renew(next_folder, ANOTHER),
+            lambda: following.unwrap(wrapped, CONTEXT),
         ):
             with pytest.raises(Fault) as caught:
                 act()
             faults.append(caught.value)
-        with pytest.raises(TypeError):
-            pickle.dumps(root)
+        for each in (root, following):
+            with pytest.raises(TypeError):
+                pickle.dumps(each)
         texts += [told(fault) for fault in faults]
-        for word in (secret, passphrase, WRONG):
+        for word in (secret, passphrase, WRONG, ANOTHER):
             assert not any(word.decode() in text for text in texts)
-        for path in folder.iterdir():
-            assert passphrase not in path.read_bytes()
+        for path in (*folder.iterdir(), *next_folder.iterdir()):
+            assert passphrase not in path.read_bytes() and given not in path.read_bytes()
             assert path.stat().st_mode & 0o077 == 0
