@@ -21,6 +21,7 @@ from valv.compute.outbox import Found
 from valv.compute.stream import Ended, Sender
 from valv.compute.wire import Failure
 from valv.errors import Fault, StorageFault, UnreachableFault
+from valv.keys.memory import protect_process
 from valv.ports.compute import Skipped
 from valv.vault.encrypt import Encryptor
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     sender = Sender(socket.socket(fileno=options.out))
     try:
+        protect_process()
         send(options.outbox, sender, options.public_key, options.limit)
     except Fault as fault:
         log.error("%s", fault)

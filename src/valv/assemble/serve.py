@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from valv import config as configuration
 from valv.assemble.node import build
 from valv.errors import Fault
+from valv.keys.memory import protect_process
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The client library logs each address that it asks, and addresses can name what somebody looks for.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        protect_process()  # it has data keys while it encrypts what arrives
         config = configuration.load(options.node)
         parts = build(config)
     except Fault as fault:

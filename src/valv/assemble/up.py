@@ -35,6 +35,7 @@ from valv.compute.process import Child, die_with_parent
 from valv.config import Config
 from valv.errors import ComputeFault, ConfigFault, ConflictFault, Fault, StorageFault, UnreachableFault
 from valv.keys.client import KeydClient
+from valv.keys.memory import protect_process
 
 LOCK: Final = "up.lock"
 READY_SECONDS: Final = 60.0
@@ -84,6 +85,7 @@ def up(config: Config, ready: Callable[[], None] | None = None) -> int:
     `UnreachableFault` where a process does not come up. Call it in the main thread: it sets signal handlers.
     """
     users = Users.of(config)
+    protect_process()  # it copies secrets; and what it starts inherits that no core is written
     with _lock(config):
         check(config)
         check_port(config)

@@ -14,6 +14,7 @@ from valv import config as configuration
 from valv.assemble.node import build
 from valv.compute.lease import LeaseServer
 from valv.errors import Fault
+from valv.keys.memory import protect_process
 from valv.worker.loops import Worker
 
 log = logging.getLogger("valv.worker")
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     signal.signal(signal.SIGINT, lambda *_: ended.set())
     try:
+        protect_process()  # plain bytes and sessions' secrets pass through it
         config = configuration.load(options.node)
         parts = build(config)
         worker = Worker(parts.node, parts.compute, parts.reader)
