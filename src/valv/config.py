@@ -53,10 +53,13 @@ class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`backend`: an entry point of the group `valv.keys`, `file` or `pkcs11`; `passphrase_file`: where keyd reads the
-    passphrase (the token's PIN) at start; empty: it stays locked until `valv keys unseal`. For `pkcs11`, `module`: the
-    library that came with the token; `token`, `key`: labels; `binds`: files, folders and sockets that it needs, each as
-    `PATH`, or as `PATH:INSIDE` where the key holder is to see it at another place."""
+    """`backend`: an entry point of the group `valv.keys`, `file`, `pkcs11` or `barbican`; `passphrase_file`: where keyd
+    reads the passphrase (the token's PIN) at start; empty: it stays locked until `valv keys unseal`. For `pkcs11`,
+    `module`: the library that came with the token; `token`, `key`: labels. For `barbican`, `cloud`: a cloud of
+    `clouds_file`, the absolute path of a `clouds.yaml` with an application credential; `key`: the name of what is
+    stored there. `binds`: files, folders and sockets that the backend needs besides, each as `PATH`, or as
+    `PATH:INSIDE` where the key holder is to see it at another place. `backup`: folders in which the key backup lies,
+    each on another machine or disk than the node."""
 
     backend: str = "file"
     path: str = "keys"
@@ -65,6 +68,9 @@ class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: str = ""
     key: str = ""
     binds: tuple[str, ...] = ()
+    backup: tuple[str, ...] = ()
+    cloud: str = ""
+    clouds_file: str = ""
 
 
 class Compute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,6 +136,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def path(self, name: str) -> Path:
         """A path of the configuration, made absolute against the node's folder."""
         return Path(self.home, name)
+
+    def backup(self, place: str) -> Path:
+        """This node's own folder in a place of the key backup."""
+        return self.path(place) / f"valv-keys-{self.node.name}"
 
     @property
     def database_url(self) -> str:
@@ -250,6 +260,11 @@ def _meaning(config: Config) -> list[str]:
     if config.keys.backend == "pkcs11":
         for key in ("module", "token", "key"):
             check(bool(getattr(config.keys, key)), f"keys.{key}: the backend 'pkcs11' needs it")
+    if config.keys.backend == "barbican":
+        check(bool(config.keys.cloud), "keys.cloud: the backend 'barbican' needs it")
+        check(
+            Path(config.keys.clouds_file).is_absolute(), "keys.clouds_file: the backend 'barbican' needs its whole path"
+        )
     for bind in config.keys.binds:
         _, colon, inside = bind.partition(":")
         check(not colon or inside.startswith("/"), f"keys.binds: {bind!r} is not PATH, or PATH:INSIDE from the root")
@@ -275,7 +290,7 @@ def _meaning(config: Config) -> list[str]:
 def _secrets(config: Config) -> list[str]:
     """Faults of the files that secrets are in."""
     faults: list[str] = []
-    for section, key in (("database", "password_file"), ("keys", "passphrase_file")):
+    for section, key in (("database", "password_file"), ("keys", "passphrase_file"), ("keys", "clouds_file")):
         value = getattr(getattr(config, section), key)
         if value and not config.path(value).is_file():
             faults.append(f"{section}.{key}: {config.path(value)} is not a file")

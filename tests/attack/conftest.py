@@ -34,6 +34,8 @@ def stage(running_node: Any, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     about = {"dataset": opened, "class": "anonymised", "consent": ["GRU"], "committee": COMMITTEE}
     access = rikard.post("/applications", form(sealed))["access_id"]
     rikard.post(f"/applications/{access}/submission")
+    due = {"dataset": opened, "aim": "rotate", "reason": "It is due."}
+    (rotation,) = running_node.person("olof").post("/rotations", due)["rotation_ids"]
     return Stage(
         node=running_node,
         config=configuration.load(running_node.directory),
@@ -47,6 +49,7 @@ def stage(running_node: Any, tmp_path_factory: pytest.TempPathFactory) -> Stage:
         output=next(file["file_id"] for file in page["files"] if file["path"] == "count"),
         file=rikard.get(f"/permits/{download}/files")[0]["file_id"],
         deposit=carin.post("/deposits", about)["deposit_id"],
+        rotation=rotation,
     )
 
 

@@ -72,7 +72,8 @@ def form(name: str, mode: str = "compute", **more: Any) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Stage:
     """`sealed`, `open`: names of an identifiable and of an anonymised dataset, both of Carin. The rest are ids of what
-    is Rikard's: an application that waits, permits for both, a run and its outputs in review, a deposit of Carin's."""
+    is Rikard's: an application that waits, permits for both, a run and its outputs in review, a deposit of Carin's; and
+    a rotation of the keys of the second."""
 
     node: Any
     config: Config
@@ -86,6 +87,7 @@ class Stage:
     output: str
     file: str
     deposit: str
+    rotation: str
 
     @property
     def database(self) -> str:

@@ -56,6 +56,7 @@ def _ask(stage: Stage, name: str, operation: str) -> httpx.Response:
         "file_id": stage.file if "/permits/" in route.path_format else stage.output,
         "run_id": stage.run,
         "release_id": stage.release,
+        "rotation_id": stage.rotation,
         "path": "mine.txt",
         "challenge_id": "none",
         "key_id": "none",

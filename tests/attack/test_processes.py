@@ -213,6 +213,7 @@ VERBS = [
     wire.Collect("mine", bytes(32)),
     wire.Discard("mine"),
     wire.Runs(),
+    wire.Rekey("mine", "mine", bytes(32), ("body",)),
 ]
 
 

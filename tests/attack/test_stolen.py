@@ -26,9 +26,10 @@ from tests.e2e import work
 from valv.app import inspection
 from valv.assemble.doctor import doctor
 from valv.assemble.node import build
+from valv.config import Keys
 from valv.errors import Fault, KeyFault
 from valv.formats import crypt4gh
-from valv.keys.file import FileRoot
+from valv.keys.file import FileKeyring
 from valv.keys.store import Store
 
 
@@ -98,13 +99,14 @@ def test_a_stolen_database_opens_no_session(stage: Stage, stolen: Path) -> None:
 def test_stolen_keys_are_useless_without_the_passphrase(stage: Stage, tmp_path: Path) -> None:
     keys, passphrase = tmp_path / "keys", (stage.node.directory / "secrets" / "passphrase").read_bytes().strip()
     shutil.copytree(stage.node.directory / "keys", keys)
+    keyring, living = FileKeyring(Keys()), max(keys.glob("generation-*"))
     for guess in (b"", b"valv", passphrase[:-1], passphrase + b" "):
         with pytest.raises(Fault):
-            FileRoot.open(keys / "root.json", guess)
+            keyring.open(living, guess)
     for path in keys.rglob("*"):
         assert not path.is_file() or passphrase not in path.read_bytes()
-    root = FileRoot.open(keys / "root.json", passphrase)  # and with it they open: the copy is whole
-    Store(keys, root).close()
+    root = keyring.open(living, passphrase)  # and with it they open: the copy is whole
+    Store(living, root).close()
     root.wipe()
 
 

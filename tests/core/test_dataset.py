@@ -44,6 +44,14 @@ def register(by="c"):
     return dataset.Register(by=by, at=NOW, dataset_id="d", name="d", committee="k", country="SE", unit="u")
 
 
+def destroy(version=1):
+    return dataset.RecordDestruction(by=NODE, at=NOW, version=version, generation=3)
+
+
+def certify(version=1):
+    return dataset.Certify(by=NODE, at=NOW, version=version, certificate="t")
+
+
 AGAIN = dataset.AddVersion(
     by=NODE,
     at=NOW,
@@ -70,6 +78,14 @@ CASES = [
     ("reason_missing", live(findings=3), assess(reason=""), ASSESSOR),
     ("no_version", live(), narrow(version=2), CUSTODIAN),
     ("already_identifiable", live(claimed="identifiable"), narrow(), CUSTODIAN),
+    ("no_version", live(), destroy(version=2), NOBODY),
+    ("version_destroyed", live(destroyed=True), destroy(), NOBODY),
+    ("version_destroyed", live(destroyed=True), scan(), NOBODY),
+    ("version_destroyed", live(destroyed=True, findings=0), assess(), ASSESSOR),
+    ("version_destroyed", live(destroyed=True), narrow(), CUSTODIAN),
+    ("no_version", live(), certify(version=2), NOBODY),
+    ("not_yet", live(), certify(), NOBODY),
+    ("not_yours", live(), replace(destroy(), by="c"), CUSTODIAN),
     ("not_yours", None, register(), NOBODY),
     ("not_yours", live(findings=0), assess(), NOBODY),
     ("not_yours", live(), narrow(by="c2"), CUSTODIAN),
@@ -99,6 +115,16 @@ def test_a_version_is_anonymised_only_after_scan_and_assessment(follow):
     assert state.current.effective == "anonymised"
     state = follow(dataset, state, narrow(), CUSTODIAN)
     assert state.current.effective == "identifiable"
+
+
+def test_a_destroyed_version_stays_destroyed_and_is_certified_once(follow):
+    closed = follow(dataset, live(), dataset.Close(by="c", at=NOW, reason="r"), CUSTODIAN)
+    for state in (live(), closed):
+        gone = follow(dataset, state, destroy(), NOBODY)
+        assert gone.versions[0].destroyed and gone.phase == state.phase
+        certified = follow(dataset, gone, certify(), NOBODY)
+        assert certified.versions[0].certificate == "t"
+        assert dataset.decide(certified, certify(), NOBODY) == []
 
 
 def test_a_new_version_starts_as_identifiable(follow):

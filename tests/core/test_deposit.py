@@ -23,6 +23,7 @@ BEGIN = deposit.Open(
 CASES = [
     ("files_missing", OPEN, SUBMIT, replace(RECEIVED, missing=("a.vcf",))),
     ("deposit_empty", OPEN, SUBMIT, deposit.Facts(owner=True)),
+    ("persons_missing", None, replace(BEGIN, claimed="identifiable"), deposit.Facts(owner=True, one_person=True)),
     ("not_yours", None, BEGIN, deposit.Facts()),
     ("not_yours", OPEN, replace(SUBMIT, by="b"), deposit.Facts()),
     ("not_yours", SUBMITTED, replace(PUBLISH, by="c"), RECEIVED),
@@ -39,6 +40,11 @@ def test_refusals(refused, code, state, command, facts):
 
 def test_every_refusal_has_a_case(codes_of):
     assert codes_of(deposit) <= {case[0] for case in CASES}
+
+
+def test_one_person_may_open_a_node_for_anonymised_data(follow):
+    alone = deposit.Facts(owner=True, one_person=True)
+    assert follow(deposit, None, replace(BEGIN, claimed="anonymised"), alone).claimed == "anonymised"
 
 
 def test_all_or_nothing(follow):

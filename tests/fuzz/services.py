@@ -13,19 +13,21 @@ from pathlib import Path
 import msgspec
 from starlette.requests import Request
 
+from tests.keys.officers import People, ordered
 from valv.config import Keys
 from valv.formats import crypt4gh
+from valv.keys import folder as folders
 from valv.keys import messages
 from valv.keys.file import Cost, FileKeyring
 from valv.keys.keyd import Keyd
 from valv.keys.roles import Caller, Role, Roles
 from valv.keys.server import Server
-from valv.keys.store import Store
 from valv.web.multipart import parts
 
 _MOST = 1 << 16
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What the server and the client turn into a fault."""
+_ORDER = ordered("destroy", node="fuzz.example", key_ids=("k1",), reason="to be found out")
 _PASSPHRASE = b"correct horse battery staple"
 
 Made = tuple[Callable[[bytes], None], Sequence[bytes]]
@@ -70,6 +72,7 @@ def multipart() -> Made:
 
 
 def _requests() -> list[messages.AnyRequest]:
+    people = People("anna")
     header = crypt4gh.build_header(bytes(32), [crypt4gh.public_key(bytes(range(32)))])
     return [
         messages.Status(),
@@ -85,6 +88,15 @@ def _requests() -> list[messages.AnyRequest]:
         messages.ResealOutside("k1", header, bytes(32)),
         messages.Sign(1, bytes(32), [bytes(32)]),
         messages.Destroy("k1"),
+        messages.Rotate("k1", 2),
+        messages.ResealWithin("k1", [header]),
+        messages.Retire("k1", 2),
+        messages.UnsealShare("academic acid acrobat"),
+        messages.Shares("anna"),
+        messages.Order(people.signed(_ORDER, "anna"), ["academic acid"]),
+        messages.Custody(),
+        messages.HeldAfter(0),
+        messages.BackUp(),
     ]
 
 
@@ -112,13 +124,18 @@ def keyd() -> Made:
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="valv-fuzz-", dir=memory if memory.is_dir() else None))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o700)
     keyring = FileKeyring(Keys(), Cost(passes=1, lanes=1, memory=64))
-    Store.create(folder, "fuzz.example", keyring.create(folder, _PASSPHRASE))
+    folders.create(folder, "fuzz.example", keyring, _PASSPHRASE).wipe()
     roles = Roles(own_uid=1, operator_uid=1, serve_uid=2, worker_uid=3, first_run_uid=100, last_run_uid=110)
     holder = Keyd(folder, "fuzz.example", roles, keyring)
     holder.unseal(_PASSPHRASE)
     callers = [roles.caller(uid) for uid in (1, 2, 3, 100)] + [Caller(3, frozenset(Role))]
     holder.answer(callers[4], messages.Create("k1", "result"))
+    people = People("anna", "bo")
+    ceremony = people.ceremony("anna", "bo", node="fuzz.example")
+    holder.answer(callers[4], messages.Order(ceremony))
+    held = len(holder.answer(callers[4], messages.HeldAfter(0)))
     listener = socket.socket()
     atexit.register(listener.close)
     server = Server(holder, roles, listener)
@@ -132,11 +149,14 @@ def keyd() -> Made:
             request = None
         if isinstance(request, messages.Create | messages.Destroy) and request.key_id != "k2":
             return  # neither a disk full of keys nor a node without any
+        if isinstance(request, messages.Rotate) and request.pair > 50:
+            return
         answer = server._answer(caller, body)
         assert not any(secret in answer for secret in secrets), "a secret leaves"
         told = messages.decode_answer(answer[4:])
         if isinstance(told, messages.Failed) and told.code == "fault.internal":
             holder.answer(caller, messages.decode_request(body))  # again, for the traceback
             raise AssertionError("an internal fault")
+        assert len(holder.answer(callers[4], messages.HeldAfter(0))) == held, "an order without two officers"
 
     return run, [bytes([who]) + messages.frame(one)[4:] for one in _requests() for who in (2, 4)]

@@ -6,15 +6,39 @@ A target returns, or raises a `Fault` that says what is wrong with the input; an
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tests.fuzz import services
+from tests.keys.officers import People, ordered
+from valv.core import custody
 from valv.errors import Fault, InternalFault
-from valv.formats import crypt4gh, duo, edit_list, keyfile, ledger, note, participants, seal
+from valv.formats import (
+    crypt4gh,
+    duo,
+    edit_list,
+    keyfile,
+    ledger,
+    minutes,
+    note,
+    officer,
+    order,
+    participants,
+    seal,
+    shares,
+)
 from valv.formats.crypt4gh import CIPHER_SEGMENT, OVERHEAD, SEGMENT
+from valv.keys import recovery
+from valv.keys.file import SecretRoot
+from valv.keys.memory import Secret
+from valv.keys.orders import sign_minutes
 from valv.vault import fuse_wire
 from valv.vault.reader import SealedReader
 
@@ -224,6 +248,88 @@ def _duo() -> Made:
     return run, [f"GRU\n{case['text']}".encode() for case in cases]
 
 
+def _order() -> Made:
+    """An order, and its signatures if it has any."""
+    people = People("anna", "bo")
+    orders = [
+        ordered("ceremony", officers=people.named("anna", "bo"), threshold=2, persons=1),
+        ordered("destroy", key_ids=("ds-1", "ds-2"), reason="withdrawn"),
+        ordered("drill"),
+        ordered("recover"),
+    ]
+    keys = [people[name].sign_key for name in ("anna", "bo")]
+
+    def run(data: bytes) -> None:
+        text = data.decode("utf-8", "surrogateescape")
+        wanted = tried(order.decode, text)
+        if wanted is not None:
+            assert wanted.encode() == text and text.replace("\n", "").isprintable()
+        told = tried(minutes.read, text)
+        if told is not None:
+            assert told.wanted == order.decode(note.read(told.order)[0])
+        signed = tried(note.read, text)
+        if signed is not None and tried(order.decode, signed[0]) is not None:
+            assert text in signed_before or tried(note.verify, text, *keys) is None
+
+    signed_before = [people.signed(one, "anna", "bo") for one in orders]
+    event = custody.DrillHeld(at=orders[0].at, generation=2, signers=("anna", "bo"))
+    told = sign_minutes("valv.example", bytes(32), event, signed_before[1])
+    return run, [text.encode() for text in (*signed_before, *(one.encode() for one in orders), told)]
+
+
+def _officer() -> Made:
+    def run(data: bytes) -> None:
+        line = data.decode("utf-8", "surrogateescape")
+        made = officer.Officer.read(line)
+        assert made.written == line.removesuffix("\n") and made.name.isascii() and len(made.sign_public) == 32
+
+    lines = [People(name)[name].written for name in ("anna", "b.o-2", "x" * 64)]
+    return run, [*(line.encode() for line in lines), f"{lines[0]}\n".encode(), b"anna  +", b""]
+
+
+def _shares() -> Made:
+    """A sealed share, and words, one share to a line."""
+    words = shares.split(_KEY, 2, 3)
+
+    def run(data: bytes) -> None:
+        opened = tried(shares.unseal, data, _READER)
+        assert opened is None or tried(shares.combine, [opened]) is None
+        lines = data.decode("utf-8", "surrogateescape").split("\n")
+        for line in lines[:16]:
+            tried(shares.check, line)
+        found = tried(shares.combine, lines[:16])
+        assert found is None or found == _KEY
+
+    sealed = [shares.seal(one, crypt4gh.public_key(_READER)) for one in (words[0], "", "x" * 500)]
+    texts = [words[0], "\n".join(words[:2]), "\n".join(words), f"{words[0]}\n{words[0].upper()}", "academic acid"]
+    return run, [*sealed, sealed[0][:-20], *(text.encode() for text in texts)]
+
+
+def _share_files() -> Made:
+    """`recovery.json` and `unseal.json` of a key folder or a place of the key backup."""
+    people = People("anna", "bo")
+    root = SecretRoot(Secret(_KEY))
+    folder = Path(tempfile.mkdtemp(prefix="valv-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    given = recovery.Recovery.deal(people.named("anna", "bo"), 2, root)
+    unsealing = recovery.Unsealing.deal(people.named("anna", "bo"), 2, b"a passphrase")
+    words = [people.opened(unsealing.shares[name], name) for name in ("anna", "bo")]
+
+    def run(data: bytes) -> None:
+        for name, read in ((recovery.FILE, recovery.read), (recovery.UNSEAL, recovery.read_unsealing)):
+            (folder / name).write_bytes(data)
+            found = tried(read, folder)
+            (folder / name).unlink()
+            if isinstance(found, recovery.Recovery):
+                tried(found.key, root)
+                tried(found.check, words, root)
+            if isinstance(found, recovery.Unsealing):
+                assert tried(found.passphrase, words) in (None, b"a passphrase")
+
+    files = [msgspec.json.encode(given), given.outside(), msgspec.json.encode(unsealing)]
+    return run, [*files, b"{}", b"[]", b"null", files[0].replace(b"2", b"-1")]
+
+
 def _fuse() -> Made:
     parsers: list[Callable[[memoryview], Any]] = [
         fuse_wire.parse_init,
@@ -251,6 +357,10 @@ TARGETS: dict[str, Callable[[], Made]] = {
     "participants": _participants,
     "duo": _duo,
     "multipart": services.multipart,
+    "order": _order,
+    "officer": _officer,
+    "shares": _shares,
+    "share_files": _share_files,
     "fuse": _fuse,
     "keyd_frames": services.keyd_frames,
     "keyd": services.keyd,

@@ -18,7 +18,7 @@ import pytest
 from tests.fuzz import targets
 
 SEED = int(os.environ.get("VALV_FUZZ_SEED", "20260701"))
-SHORT, LONG = 45, 600
+SHORT, LONG = 60, 600
 """Seconds of fuzzing over all targets; each needs one or two more to start."""
 FOUND = Path(__file__).parent / "found"
 

@@ -29,7 +29,7 @@ KEYD, SERVE, WORKER, RUN, OTHER_RUN, STRANGER = (BASE + n for n in (1, 2, 3, 100
 # The imports come before the change of user, so that it works where that user cannot read the Python installation: what
 # the standard library imports late is imported here too.
 LAUNCH = """
-import contextlib, encodings.idna, linecache, locale, os, sys
+import _strptime, contextlib, encodings.idna, linecache, locale, os, sys
 from importlib import metadata
 from valv.assemble import keyd
 with contextlib.suppress(ImportError):
@@ -101,9 +101,17 @@ def connect_as(path: str | Path, uid: int | None) -> socket.socket:
 
 class Running:
     """A node's key folder and the process that holds it. `uid`: the process's user, None for ours. `softhsm`: where
-    the root key is made; None for a file."""
+    the root key is made; None for a file. `places`: how many places of the key backup."""
 
-    def __init__(self, folder: Path, uid: int | None, *, unsealed: bool = True, softhsm: SoftHsm | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        uid: int | None,
+        *,
+        unsealed: bool = True,
+        softhsm: SoftHsm | None = None,
+        places: int = 0,
+    ) -> None:
         self.folder = folder
         self.uid = uid
         self.socket = folder / "run" / "keyd.sock"
@@ -116,6 +124,7 @@ class Running:
         passphrase.chmod(0o600)
         (folder / "run").mkdir(mode=0o755)
         extra = 'passphrase_file = "passphrase"\n' if unsealed else ""
+        extra += f"backup = {[f'place-{number}' for number in range(places)]}\n"
         if softhsm is not None:
             keys = softhsm.settings()
             extra += f'backend = "pkcs11"\nmodule = "{keys.module}"\ntoken = "{keys.token}"\nkey = "{keys.key}"\n'
@@ -125,8 +134,11 @@ class Running:
         )
         self.config: Config = load(folder)
         keyd.create(self.config, PASSPHRASE, None if softhsm else FileKeyring(self.config.keys, CHEAP))
+        self.places = [self.config.backup(place) for place in self.config.keys.backup]
+        for place in self.places:
+            place.mkdir(mode=0o700, parents=True)
         if uid is not None:
-            for path in (passphrase, folder / "run", folder / "keys", *(folder / "keys").rglob("*")):
+            for path in (passphrase, folder / "run", folder / "keys", *(folder / "keys").rglob("*"), *self.places):
                 os.chown(path, uid, uid)
             if softhsm is not None:
                 softhsm.give(uid)
@@ -169,10 +181,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(uid: int | None, *, unsealed: bool = True, softhsm: SoftHsm | None = None) -> Iterator[Running]:
+def running(
+    uid: int | None, *, unsealed: bool = True, softhsm: SoftHsm | None = None, places: int = 0
+) -> Iterator[Running]:
     folder = Path(tempfile.mkdtemp(prefix="keyd-"))
     folder.chmod(0o755)
-    holder = Running(folder, uid, unsealed=unsealed, softhsm=softhsm)
+    holder = Running(folder, uid, unsealed=unsealed, softhsm=softhsm, places=places)
     try:
         yield holder.start()
     finally:

@@ -17,10 +17,10 @@ def test_the_documented_table_is_the_one_that_is_enforced() -> None:
     assert table() in DOCS.read_text("utf-8"), f"paste this into docs/keyd.md:\n{table()}"
 
 
-def test_the_verbs_are_those_of_the_port_and_unseal() -> None:
+def test_the_verbs_are_those_of_the_port_and_of_unsealing() -> None:
     port = {name for name in vars(KeyHolder) if not name.startswith("_")}
     requests = {str(kind.__struct_config__.tag) for kind in messages.Request.__subclasses__()}
-    assert set(ALLOWED) == requests == port | {"unseal"}
+    assert set(ALLOWED) == requests == port | {"unseal", "unseal_share", "shares"}
 
 
 @given(UIDS)

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,13 +17,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from valv_tests_keys_running import CHEAP, Tree
 
+from valv.config import Keys
 from valv.errors import ConflictFault, Fault, FullFault, InputFault, KeyFault, MissingFault, RefusedFault, SealedFault
 from valv.formats import crypt4gh
 from valv.keys import disk
-from valv.keys.file import FileRoot
-from valv.keys.store import Store
+from valv.keys.file import FileKeyring
+from valv.keys.store import Act, Store
 
 PASSPHRASE = b"a passphrase"
+KEYRING = FileKeyring(Keys(), CHEAP)
 
 
 @pytest.fixture
@@ -34,12 +37,13 @@ def folder(tmp_path: Path) -> Path:
 
 def make(path: Path) -> None:
     path.mkdir(mode=0o700)
-    root = FileRoot.create(path / "root.json", PASSPHRASE, CHEAP)
+    root = KEYRING.create(path, PASSPHRASE)
     Store.create(path, "valv.example", root)
+    root.wipe()
 
 
 def opened(path: Path) -> Store:
-    return Store(path, FileRoot.open(path / "root.json", PASSPHRASE))
+    return Store(path, KEYRING.open(path, PASSPHRASE))
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -67,7 +71,7 @@ def test_one_process_at_a_time(folder: Path) -> None:
 
 def test_another_root_key_opens_nothing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyFault):
-        Store(folder, FileRoot.create(tmp_path / "root.json", PASSPHRASE, CHEAP))
+        Store(folder, KEYRING.create(tmp_path, PASSPHRASE))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +84,9 @@ def test_another_root_key_opens_nothing(folder: Path, tmp_path: Path) -> None:
         {"version": 2},
         {"version": 0},
         {"key_id": "v2"},
-        {"public": "A" * 43 + "="},
-        {"wrapped": ""},
-        {"wrapped": "A" * 80},
+        {"pairs": []},
+        {"pairs": [{"number": 1, "public": "A" * 43 + "=", "wrapped": "A" * 80}]},
+        {"pairs": [{"number": 1, "public": "A" * 43 + "=", "wrapped": ""}]},
         {"key_class": "something"},
         {"more": 1},
     ],
@@ -94,9 +98,64 @@ def test_an_edited_record_is_found(folder: Path, changes: dict[str, object]) -> 
     for use in (store.unlock, store.confirm, store.narrow):
         with pytest.raises(KeyFault):
             use("v1")
-    store.destroy("v1")
     store.close()
     opened(folder).close()
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda pairs: pairs[1:],
+        lambda pairs: pairs[:1],
+        lambda pairs: pairs[::-1],
+        lambda pairs: [pairs[0], {**pairs[1], "wrapped": pairs[0]["wrapped"]}],
+        lambda pairs: [pairs[0], {**pairs[1], "public": pairs[0]["public"]}],
+        lambda pairs: [{**pairs[0], "number": 2}, {**pairs[1], "number": 1}],
+        lambda pairs: [*pairs, {**pairs[1], "number": 3}],
+    ],
+)
+def test_edited_pairs_are_found(folder: Path, bend: Callable[[Any], Any]) -> None:
+    store = opened(folder)
+    store.create_key("v1", "identifiable")
+    store.rotate("v1", 2)
+    record = folder / "keys" / "v1.json"
+    edit(record, pairs=bend(json.loads(record.read_text())["pairs"]))
+    for use in (lambda: store.unlock("v1"), lambda: store.rotate("v1", 3), lambda: store.retire("v1", 2)):
+        with pytest.raises(KeyFault):
+            use()
+
+
+def test_rotating_and_retiring(folder: Path) -> None:
+    """A header opens with exactly one pair at any time; both verbs may be repeated."""
+    store = opened(folder)
+    first = store.create_key("v1", "identifiable")
+    second = store.rotate("v1", 2)
+    assert second != first and store.rotate("v1", 2) == second == store.create_key("v1", "identifiable")
+    for number in (1, 4, 0, -1):
+        with pytest.raises(InputFault):
+            store.rotate("v1", number)
+    assert [crypt4gh.public_key(private) for private in store.unlock("v1")[1]] == [second, first]
+    third = store.rotate("v1", 3)
+    with pytest.raises(InputFault):
+        store.retire("v1", 2)
+    before = (folder / "keys" / "v1.json").read_bytes()
+    for _ in range(2):
+        store.retire("v1", 3)
+        assert [crypt4gh.public_key(private) for private in store.unlock("v1")[1]] == [third]
+    (folder / "keys" / "v1.json").write_bytes(before)
+    with pytest.raises(KeyFault, match="older copy"):
+        store.unlock("v1")
+
+
+def rolled(store: Store, folder: Path, *without: str) -> Path:
+    """Go on with a copy of the folder under a new root key, without these keys."""
+    fresh = folder.with_name(f"{folder.name}-{store.generation + 1}")
+    fresh.mkdir(mode=0o700)
+    root = KEYRING.create(fresh, PASSPHRASE)
+    copied = store.copy_keys(fresh, root, frozenset(without))
+    store.copy(fresh, root, copied, generation=store.generation + 1, without=frozenset(without))
+    store.switch(fresh, root)
+    return fresh
 
 
 def test_a_record_moved_to_another_id_is_found(folder: Path) -> None:
@@ -133,9 +192,10 @@ def test_an_older_copy_of_a_record_is_found(folder: Path) -> None:
 def test_a_destroyed_record_put_back_stays_destroyed(folder: Path) -> None:
     store = opened(folder)
     store.create_key("v1", "anonymised")
+    before = (folder / "keys" / "v1.json").read_bytes()
+    folder = rolled(store, folder, "v1")
     record = folder / "keys" / "v1.json"
-    before = record.read_bytes()
-    store.destroy("v1")
+    assert not record.exists()
     record.write_bytes(before)
     with pytest.raises(KeyFault, match="destroyed"):
         store.unlock("v1")
@@ -153,10 +213,10 @@ def test_a_change_cut_off_before_the_index_is_completed(folder: Path, monkeypatc
     store.confirm("v1")
     before = (folder / "keys" / "v1.json").read_bytes()
 
-    def cut_off(_: object) -> None:
+    def cut_off(*_: object) -> None:
         raise FullFault
 
-    monkeypatch.setattr(store, "_put_index", cut_off)
+    monkeypatch.setattr(store, "_put_version", cut_off)
     with pytest.raises(FullFault):
         store.narrow("v1")
     store.close()
@@ -167,17 +227,42 @@ def test_a_change_cut_off_before_the_index_is_completed(folder: Path, monkeypatc
         store.unlock("v1")
 
 
+def test_a_copy_takes_over_a_change_that_was_cut_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the version in the copy's index would be that of the older record. Read only, nothing is written."""
+    store = opened(folder)
+    store.create_key("v1", "anonymised")
+
+    def cut_off(*_: object) -> None:
+        raise FullFault
+
+    monkeypatch.setattr(store, "_put_version", cut_off)
+    with pytest.raises(FullFault):
+        store.narrow("v1")
+    store.close()
+    before = {file: file.read_bytes() for file in folder.rglob("*.json")}
+    (folder / "keys" / ".v2.json.left").write_text("half written")
+    looking = Store(folder, KEYRING.open(folder, PASSPHRASE), read_only=True)
+    assert looking.unlock("v1")[0].key_class == "identifiable"
+    looking.close()
+    assert {file: file.read_bytes() for file in folder.rglob("*.json")} == before
+    assert (folder / "keys" / ".v2.json.left").exists()
+    fresh = rolled(opened(folder), folder)
+    versions = json.loads((fresh / "index.json").read_text())["content"]["versions"]
+    assert versions == {"v1": json.loads((fresh / "keys" / "v1.json").read_text())["version"]}
+
+
 def test_a_closed_store_changes_nothing(folder: Path) -> None:
-    root = FileRoot.open(folder / "root.json", PASSPHRASE)
+    root = KEYRING.open(folder, PASSPHRASE)
     store = Store(folder, root)
     store.create_key("v1", "anonymised")
     root.wipe()
+    store.close()
     store.close()
     before = {file: file.read_bytes() for file in folder.rglob("*.json")}
     for act in (
         lambda: store.create_key("v2", "result"),
         lambda: store.narrow("v1"),
-        lambda: store.destroy("v1"),
+        lambda: store.rotate("v1", 2),
         lambda: store.advance(3, Tree(3).root(3), []),
     ):
         with pytest.raises(SealedFault):
@@ -185,11 +270,12 @@ def test_a_closed_store_changes_nothing(folder: Path) -> None:
     assert {file: file.read_bytes() for file in folder.rglob("*.json")} == before
 
 
-@pytest.mark.parametrize("name", ["index.json", "checkpoint.json", "node.json", "root.json"])
+@pytest.mark.parametrize("name", ["index.json", "checkpoint.json", "node.json", "root.json", "custody.json"])
 def test_an_altered_file_stops_the_opening(folder: Path, name: str) -> None:
     store = opened(folder)
     store.create_key("v1", "anonymised")
     store.advance(5, Tree(5).root(5), [])
+    store.add_act(Act("an-order", b"{}", "minutes"))
     store.close()
     good = (folder / name).read_bytes()
     for number in range(0, len(good), 7):
@@ -218,10 +304,15 @@ def test_the_old_private_half_is_overwritten(folder: Path) -> None:
     store = opened(folder)
     store.create_key("v1", "anonymised")
     record = folder / "keys" / "v1.json"
-    for change in (store.confirm, store.narrow, store.destroy):
+    for change in (
+        lambda: store.confirm("v1"),
+        lambda: store.narrow("v1"),
+        lambda: store.rotate("v1", 2),
+        lambda: store.retire("v1", 2),
+    ):
         with record.open("rb") as before:
             size = len(before.read())
-            change("v1")
+            change()
             before.seek(0)
             assert before.read() == bytes(size)
 
@@ -242,13 +333,16 @@ def test_a_full_disk_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch
     for act in (
         lambda: store.create_key("v2", "result"),
         lambda: store.confirm("v1"),
+        lambda: store.rotate("v1", 2),
+        lambda: store.add_act(Act("an-order", b"{}", "minutes")),
         lambda: store.advance(3, Tree(3).root(3), []),
     ):
         with pytest.raises(FullFault):
             act()
     failing = False
     assert store.unlock("v1")[0].public == public and not store.unlock("v1")[0].confirmed
-    assert store.checkpoint.size == 0
+    assert store.unlock("v1")[0].newest.number == 1
+    assert store.checkpoint.size == 0 and store.acts == ()
     assert not list(folder.rglob(".*"))
     with pytest.raises(MissingFault):
         store.unlock("v2")
@@ -281,6 +375,9 @@ class Model(RuleBasedStateMachine):
         make(self.path)
         self.store = opened(self.path)
         self.keys: dict[str, tuple[str, bool, bytes]] = {}
+        self.pairs: dict[str, tuple[int, int]] = {}
+        """Numbers of the oldest and the newest pair."""
+        self.generation = 1
         self.destroyed: set[str] = set()
         self.size = 0
         self.tree = Tree(64)
@@ -303,6 +400,7 @@ class Model(RuleBasedStateMachine):
         else:
             assert key not in self.destroyed
             self.keys[key] = (kind, False, public)
+            self.pairs[key] = (1, 1)
 
     @rule(key=IDS)
     def confirm(self, key: str) -> None:
@@ -327,11 +425,32 @@ class Model(RuleBasedStateMachine):
             return True
         return False
 
+    @rule(keys=st.sets(IDS))
+    def roll(self, keys: set[str]) -> None:
+        gone = keys & set(self.keys)
+        self.path = rolled(self.store, self.path, *gone)
+        self.generation += 1
+        self.destroyed |= gone
+        for key in gone:
+            del self.keys[key], self.pairs[key]
+
+    @rule(key=IDS, step=st.sampled_from([0, 1, 1, 2]))
+    def rotate(self, key: str, step: int) -> None:
+        if key in self.keys:
+            oldest, newest = self.pairs[key]
+            if step == 2:
+                with pytest.raises(InputFault):
+                    self.store.rotate(key, newest + step)
+                return
+            self.keys[key] = (*self.keys[key][:2], self.store.rotate(key, newest + step))
+            self.pairs[key] = (oldest, newest + step)
+
     @rule(key=IDS)
-    def destroy(self, key: str) -> None:
-        self.store.destroy(key)
-        if self.keys.pop(key, None):
-            self.destroyed.add(key)
+    def retire(self, key: str) -> None:
+        if key in self.keys:
+            newest = self.pairs[key][1]
+            self.store.retire(key, newest)
+            self.pairs[key] = (newest, newest)
 
     @precondition(lambda self: self.size < 64)
     @rule(data=st.data())
@@ -348,11 +467,15 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         for key, (kind, confirmed, public) in self.keys.items():
-            record, private = self.store.unlock(key)
+            record, privates = self.store.unlock(key)
             assert (record.key_class, record.confirmed, record.public) == (kind, confirmed, public)
-            assert crypt4gh.public_key(private) == public
+            assert [crypt4gh.public_key(one) for one in privates[::-1]] == [pair.public for pair in record.pairs]
+            assert record.public == public and len(set(privates)) == len(privates)
+            oldest, newest = self.pairs[key]
+            assert [pair.number for pair in record.pairs] == list(range(oldest, newest + 1))
             assert record.may_leave == (kind == "anonymised" and confirmed)
         assert self.store.checkpoint.size == self.size
+        assert (self.store.generation, self.store.destroyed) == (self.generation, self.destroyed)
         assert {file.stem for file in (self.path / "keys").iterdir()} == set(self.keys)
 
 
@@ -373,7 +496,7 @@ def work(path: Path, seed: int, say: Callable[[str], None]) -> None:
     number = size = 0
     size = store.checkpoint.size
     while True:
-        verb = choose.choice(["create", "create", "confirm", "narrow", "destroy", "sign"])
+        verb = choose.choice(["create", "create", "confirm", "narrow", "rotate", "retire", "sign"])
         if verb == "create":
             key = f"k{seed}-{number}"
             number += 1
@@ -389,13 +512,17 @@ def work(path: Path, seed: int, say: Callable[[str], None]) -> None:
         elif alive:
             key = choose.choice(alive)
             say(f"? {verb} {key}")
+            newest = store.unlock(key)[0].newest.number
             try:
-                getattr(store, verb)(key)
+                if verb == "rotate":
+                    public = store.rotate(key, newest + 1)
+                elif verb == "retire":
+                    store.retire(key, newest)
+                else:
+                    getattr(store, verb)(key)
             except RefusedFault:
                 continue
-            say(f"! {verb} {key}")
-            if verb == "destroy":
-                alive.remove(key)
+            say(f"! {verb} {key}" + (f" {public.hex()}" if verb == "rotate" else ""))
 
 
 def kill_while_working(path: Path, seed: int) -> list[str]:
@@ -421,11 +548,10 @@ def void(_: object) -> None:
 
 
 class Expected:
-    """What must be true after the lines that were said; `doubtful`: keys whose last change was not acknowledged."""
+    """What must be true after the lines that were said; `doubtful`: the key whose last change was not acknowledged."""
 
     def __init__(self) -> None:
         self.keys: dict[str, tuple[str, str]] = {}
-        self.destroyed: set[str] = set()
         self.size = 0
 
     def hear(self, lines: list[str]) -> str:
@@ -436,39 +562,34 @@ class Expected:
                 doubtful = rest[0]
                 continue
             doubtful = ""
-            if verb == "create":
-                self.keys[rest[0]] = ("new", rest[1])
-            elif verb == "sign":
+            if verb == "sign":
                 self.size = int(rest[0])
-            elif verb == "destroy":
-                del self.keys[rest[0]]
-                self.destroyed.add(rest[0])
-            else:
+            elif verb in ("create", "rotate"):
+                self.keys[rest[0]] = (self.keys.get(rest[0], ("new", ""))[0], rest[1])
+            elif verb != "retire":
                 self.keys[rest[0]] = (verb, self.keys[rest[0]][1])
         return doubtful
 
     def check(self, store: Store, doubtful: str) -> None:
         for key, (change, public) in self.keys.items():
-            if key == doubtful:
-                continue
-            record, private = store.unlock(key)
-            assert crypt4gh.public_key(private).hex() == public
-            if change == "confirm":
-                assert record.may_leave
-            if change == "narrow":
-                assert record.key_class == "identifiable"
-        for key in self.destroyed:
-            with pytest.raises(KeyFault, match="destroyed"):
-                store.unlock(key)
+            record, privates = store.unlock(key)
+            assert public in {crypt4gh.public_key(one).hex() for one in privates} or key == doubtful
+            assert crypt4gh.public_key(privates[0]) == record.public
+            if key != doubtful:
+                assert record.public.hex() == public
+                assert record.may_leave == (change == "confirm")
+                assert (record.key_class == "identifiable") == (change == "narrow")
         assert store.checkpoint.size >= self.size
 
 
 def settle(store: Store, expected: Expected, doubtful: str) -> None:
-    """Bring the key in doubt to a known state: destroying it must work wherever the crash came."""
+    """Bring the key in doubt to a known state: all that was done to it can be done again."""
     if doubtful:
-        store.destroy(doubtful)
-        if expected.keys.pop(doubtful, None):
-            expected.destroyed.add(doubtful)
+        store.create_key(doubtful, "anonymised")
+        store.narrow(doubtful)
+        record, _ = store.unlock(doubtful)
+        store.retire(doubtful, record.newest.number)
+        expected.keys[doubtful] = ("narrow", record.public.hex())
 
 
 def kill_often(path: Path, times: int) -> None:
@@ -481,7 +602,7 @@ def kill_often(path: Path, times: int) -> None:
         settle(store, expected, doubtful)
         assert not list(path.rglob(".*")), "half-written files are left"
         store.close()
-    assert expected.keys and expected.destroyed and expected.size
+    assert expected.keys and expected.size
 
 
 def test_kill_9_at_any_moment(folder: Path) -> None:
@@ -496,6 +617,6 @@ def test_kill_9_at_many_moments(folder: Path) -> None:
 def test_names(folder: Path) -> None:
     store = opened(folder)
     for name in ("../root", "", "a/b", ".index", "a\n"):
-        for act in (store.unlock, store.destroy, store.confirm, store.narrow):
+        for act in (store.unlock, store.confirm, store.narrow, lambda one: store.rotate(one, 2)):
             with pytest.raises(InputFault):
                 act(name)

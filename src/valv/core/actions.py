@@ -19,6 +19,7 @@ Kind: TypeAlias = Literal[
     "data",
     "run",
     "release",
+    "key",
     "ledger",
 ]
 
@@ -79,6 +80,8 @@ ACTIONS: Final[Mapping[str, Action]] = {
     "release.check": Action("release", "approve or reject an output"),
     "release.withdraw": Action("release", "withdraw a request for release"),
     "release.fetch": Action("release", "download a released output"),
+    "key.see": Action("key", "see how the rotation of a version's keys goes on"),
+    "key.rotate": Action("key", "rotate the keys of a version, or encrypt its files anew"),
     "ledger.show": Action("ledger", "read the ledger"),
     "ledger.verify": Action("ledger", "prove that the ledger was not rewritten"),
 }

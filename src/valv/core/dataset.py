@@ -20,7 +20,8 @@ Phase: TypeAlias = Literal["registered", "live", "closed"]
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     """`findings`: number of suspicious places the identifier scan found, None before the scan; `confirmed`: the
-    assessment, None before it."""
+    assessment, None before it; `destroyed`: its key is gone, and nothing opens its files any more; `certificate`: id of
+    the text that says that all copies are gone."""
 
     number: int
     deposit_id: str
@@ -33,6 +34,8 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     participants: int
     findings: int | None = None
     confirmed: bool | None = None
+    destroyed: bool = False
+    certificate: str = ""
 
     @property
     def effective(self) -> DataClass:
@@ -107,7 +110,22 @@ class Close(Command, frozen=True, kw_only=True):
     reason: str
 
 
-Commands: TypeAlias = Register | AddVersion | RecordScan | Assess | Narrow | Close
+class RecordDestruction(Command, frozen=True, kw_only=True):
+    """The key holder has destroyed the version's key, as two officers ordered. `generation`: of the root key that was
+    made then."""
+
+    version: int
+    generation: int
+
+
+class Certify(Command, frozen=True, kw_only=True):
+    """Nothing of the version is left in the store, nor of its key in the key backup. `certificate`: id of a text."""
+
+    version: int
+    certificate: str
+
+
+Commands: TypeAlias = Register | AddVersion | RecordScan | Assess | Narrow | Close | RecordDestruction | Certify
 
 
 # --- events ---
@@ -154,7 +172,21 @@ class Closed(Event, frozen=True, kw_only=True, tag="dataset.closed"):
     reason: str
 
 
-Events: TypeAlias = Registered | VersionAdded | Scanned | Assessed | Narrowed | Closed
+class KeyDestroyed(Event, frozen=True, kw_only=True, tag="dataset.key_destroyed"):
+    """From now on nobody reads the version, nor any copy of its files."""
+
+    version: int
+    generation: int
+
+
+class DestructionCertified(Event, frozen=True, kw_only=True, tag="dataset.destruction_certified"):
+    version: int
+    certificate: str
+
+
+Events: TypeAlias = (
+    Registered | VersionAdded | Scanned | Assessed | Narrowed | Closed | KeyDestroyed | DestructionCertified
+)
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,11 +201,11 @@ TABLE: Table = {
     "new": {"custodian": frozenset({Register})},
     "registered": {NODE: frozenset({AddVersion}), "custodian": frozenset({Close})},
     "live": {
-        NODE: frozenset({AddVersion, RecordScan}),
+        NODE: frozenset({AddVersion, RecordScan, RecordDestruction, Certify}),
         "assessor": frozenset({Assess, Narrow}),
         "custodian": frozenset({Narrow, Close}),
     },
-    "closed": {},
+    "closed": {NODE: frozenset({RecordDestruction, Certify})},
 }
 
 
@@ -230,22 +262,48 @@ def decide(state: Dataset | None, command: Commands, facts: Facts) -> list[Event
         case Assess():
             return _assess(state, command)
         case Narrow():
-            version = state.version(command.version) if state else None
-            if version is None:
-                return Refusal("no_version", f"version {command.version}")
+            version = _living(state, command.version)
+            if isinstance(version, Refusal):
+                return version
             if version.effective == "identifiable" and version.claimed == "identifiable":
                 return Refusal("already_identifiable")
             return [Narrowed(version=command.version, reason=command.reason)]
         case Close():
             return [Closed(reason=command.reason)]
+        case RecordDestruction():
+            version = _living(state, command.version)
+            if isinstance(version, Refusal):
+                return version
+            return [KeyDestroyed(version=command.version, generation=command.generation)]
+        case Certify():
+            return _certify(state, command)
         case _:
             assert_never(command)
 
 
-def _scan(state: Dataset | None, command: RecordScan) -> list[Events] | Refusal:
+def _living(state: Dataset | None, number: int) -> Version | Refusal:
+    """The version, unless its key was destroyed."""
+    version = state.version(number) if state else None
+    if version is None:
+        return Refusal("no_version", f"version {number}")
+    return Refusal("version_destroyed", f"version {number}") if version.destroyed else version
+
+
+def _certify(state: Dataset | None, command: Certify) -> list[Events] | Refusal:
     version = state.version(command.version) if state else None
     if version is None:
         return Refusal("no_version", f"version {command.version}")
+    if not version.destroyed:
+        return Refusal("not_yet", f"version {command.version} was not destroyed")
+    if version.certificate:
+        return []
+    return [DestructionCertified(version=command.version, certificate=command.certificate)]
+
+
+def _scan(state: Dataset | None, command: RecordScan) -> list[Events] | Refusal:
+    version = _living(state, command.version)
+    if isinstance(version, Refusal):
+        return version
     if version.claimed != "anonymised":
         return Refusal("not_claimed")
     if version.findings is not None:
@@ -254,9 +312,9 @@ def _scan(state: Dataset | None, command: RecordScan) -> list[Events] | Refusal:
 
 
 def _assess(state: Dataset | None, command: Assess) -> list[Events] | Refusal:
-    version = state.version(command.version) if state else None
-    if version is None:
-        return Refusal("no_version", f"version {command.version}")
+    version = _living(state, command.version)
+    if isinstance(version, Refusal):
+        return version
     if version.claimed != "anonymised":
         return Refusal("not_claimed")
     if version.findings is None:
@@ -304,6 +362,10 @@ def evolve(state: Dataset | None, event: Events) -> Dataset:
             return _changed(state, event.version, claimed="identifiable", confirmed=False)
         case Closed():
             return msgspec.structs.replace(state, phase="closed")
+        case KeyDestroyed():
+            return _changed(state, event.version, destroyed=True)
+        case DestructionCertified():
+            return _changed(state, event.version, certificate=event.certificate)
         case _:
             assert_never(event)
 

@@ -100,13 +100,15 @@ Events: TypeAlias = Opened | Submitted | Published | Failed | Cancelled
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """`owner`: the actor is a custodian of the dataset. `files`, `size`: what was received, in plain bytes; `manifest`:
-    hex digest over it; `missing`: names that were announced in a manifest and have not come."""
+    hex digest over it; `missing`: names that were announced in a manifest and have not come; `one_person`: one person
+    alone can unseal this node, and it is not for trying out."""
 
     owner: bool = False
     files: int = 0
     size: int = 0
     manifest: str = ""
     missing: tuple[str, ...] = ()
+    one_person: bool = False
 
 
 TABLE: Table = {
@@ -132,6 +134,8 @@ def decide(state: Deposit | None, command: Commands, facts: Facts) -> list[Event
         return refusal
     match command:
         case Open():
+            if command.claimed == "identifiable" and facts.one_person:
+                return Refusal("persons_missing")
             return [
                 Opened(
                     deposit_id=command.deposit_id,

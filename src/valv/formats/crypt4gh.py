@@ -22,8 +22,9 @@ import base64
 import hashlib
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -92,24 +93,8 @@ def header_length(prefix: bytes) -> int | None:
 
     Raises `FormatFault` as soon as `prefix` cannot begin a Crypt4GH file or the header passes a limit.
     """
-    if not MAGIC.startswith(prefix[:8]):
-        raise FormatFault("this is not a Crypt4GH file: it does not begin with 'crypt4gh'")
-    if len(prefix) < _PREAMBLE.size:
-        return None
-    _, version, packets = _PREAMBLE.unpack_from(prefix)
-    if version != VERSION:
-        raise FormatFault(f"Crypt4GH version {version} is not known", "write the file as Crypt4GH version 1")
-    if not 0 < packets <= MAX_PACKETS:
-        raise FormatFault(f"the Crypt4GH header claims {packets} packets; 1 to {MAX_PACKETS} are possible")
-    end = _PREAMBLE.size
-    for number in range(packets):
-        if len(prefix) < end + 4:
-            return None
-        length = int.from_bytes(prefix[end : end + 4], "little")
-        if length < _PACKET_MIN or end + length > MAX_HEADER:
-            raise FormatFault(f"packet {number} of the Crypt4GH header claims {length} bytes, which cannot be")
-        end += length
-    return end if len(prefix) >= end else None
+    ends = _ends(prefix)
+    return ends[-1] if ends else None
 
 
 def open_header(header: bytes, private_keys: Sequence[bytes]) -> Opened:
@@ -118,35 +103,7 @@ def open_header(header: bytes, private_keys: Sequence[bytes]) -> Opened:
     `header` is the header alone, `private_keys` raw X25519 keys. Raises `FormatFault` where the header breaks the
     format, `KeyFault` where no packet opens.
     """
-    keys: list[bytes] = []
-    edit_list: tuple[int, ...] | None = None
-    opened = 0
-    readers = _readers(private_keys)
-    for packet in _packets(header):
-        payload = _open_packet(packet, readers)
-        if payload is None:
-            continue
-        opened += 1
-        kind = int.from_bytes(payload[:4], "little")
-        if kind == _DATA_KEY:
-            key = _data_key(payload)
-            if key not in keys:
-                keys.append(key)
-        elif kind == _EDIT_LIST:
-            if edit_list is not None:
-                raise FormatFault("the Crypt4GH header has two edit lists; one is possible")
-            edit_list = _edit_list(payload)
-        else:
-            raise FormatFault(f"the Crypt4GH header has a packet of unknown type {kind}")
-    if not keys:
-        ours = ", ".join(fingerprint(public) for _, public in readers) or "none"
-        if opened:
-            raise KeyFault(f"the Crypt4GH header gives no data key to our keys ({ours})")
-        raise KeyFault(
-            f"the Crypt4GH header was not made for any of our keys ({ours})",
-            "encrypt or re-seal the file for one of these public keys",
-        )
-    return Opened(tuple(keys), edit_list)
+    return _open(header, _readers(private_keys))
 
 
 def build_header(data_key: bytes, recipients: Sequence[bytes], edit_list: Sequence[int] | None = None) -> bytes:
@@ -160,9 +117,13 @@ def reseal(
 ) -> bytes:
     """The same data keys and edit list, sealed to `recipients` and nobody else. `keep_others`: packets that do not open
     with our keys stay as they are, so that their readers can read on. Faults as `open_header`."""
-    opened = open_header(header, private_keys)
-    others = _foreign(header, private_keys) if keep_others else ()
-    return _build(opened.data_keys, recipients, opened.edit_list, others)
+    return _reseal(header, _readers(private_keys), recipients, keep_others=keep_others)
+
+
+def reseal_all(headers: Iterable[bytes], private_keys: Sequence[bytes], recipients: Sequence[bytes]) -> list[bytes]:
+    """Many headers, each as `reseal` does it, with our keys loaded once: a quarter of the work on a header alone."""
+    readers = _readers(private_keys)
+    return [_reseal(header, readers, recipients) for header in headers]
 
 
 def rearrange(
@@ -202,36 +163,109 @@ def _check_key(key: bytes, kind: str) -> None:
         raise InputFault(f"a {kind} key has {KEY} bytes, not {len(key)}")
 
 
-def _packets(header: bytes) -> Iterator[bytes]:
+def _ends(prefix: bytes) -> list[int]:
+    """Where the preamble and each packet end; empty where more of the header is needed. Faults as `header_length`."""
+    if not MAGIC.startswith(prefix[:8]):
+        raise FormatFault("this is not a Crypt4GH file: it does not begin with 'crypt4gh'")
+    if len(prefix) < _PREAMBLE.size:
+        return []
+    _, version, packets = _PREAMBLE.unpack_from(prefix)
+    if version != VERSION:
+        raise FormatFault(f"Crypt4GH version {version} is not known", "write the file as Crypt4GH version 1")
+    if not 0 < packets <= MAX_PACKETS:
+        raise FormatFault(f"the Crypt4GH header claims {packets} packets; 1 to {MAX_PACKETS} are possible")
+    end = _PREAMBLE.size
+    ends = [end]
+    for number in range(packets):
+        if len(prefix) < end + 4:
+            return []
+        length = int.from_bytes(prefix[end : end + 4], "little")
+        if length < _PACKET_MIN or end + length > MAX_HEADER:
+            raise FormatFault(f"packet {number} of the Crypt4GH header claims {length} bytes, which cannot be")
+        end += length
+        ends.append(end)
+    return ends if len(prefix) >= end else []
+
+
+def _packets(header: bytes) -> list[bytes]:
     """The packets without their length field."""
-    length = header_length(header)
-    if length is None:
+    ends = _ends(header)
+    if not ends:
         raise FormatFault("the Crypt4GH header is truncated", "send the whole file again")
-    if length != len(header):
-        raise FormatFault(f"{len(header) - length} bytes follow the Crypt4GH header")
-    at = _PREAMBLE.size
-    while at < length:
-        end = at + int.from_bytes(header[at : at + 4], "little")
-        yield header[at + 4 : end]
-        at = end
+    if ends[-1] != len(header):
+        raise FormatFault(f"{len(header) - ends[-1]} bytes follow the Crypt4GH header")
+    return [header[start + 4 : end] for start, end in pairwise(ends)]
 
 
-def _readers(private_keys: Sequence[bytes]) -> list[tuple[X25519PrivateKey, bytes]]:
-    """Our private keys, each with its public half, which is derived only once."""
-    readers = []
-    for key in private_keys:
-        _check_key(key, "private")
-        private = X25519PrivateKey.from_private_bytes(key)
-        readers.append((private, private.public_key().public_bytes_raw()))
-    return readers
+class _Reader:
+    """One of our private keys. It is loaded when the first packet is tried with it: that costs as much as the packet,
+    and mostly the first of several keys fits."""
+
+    __slots__ = ("_loaded", "_raw")
+
+    def __init__(self, private: bytes) -> None:
+        _check_key(private, "private")
+        self._raw = private
+        self._loaded: tuple[X25519PrivateKey, bytes] | None = None
+
+    def load(self) -> tuple[X25519PrivateKey, bytes]:
+        """The key, and its raw public half."""
+        if self._loaded is None:
+            private = X25519PrivateKey.from_private_bytes(self._raw)
+            self._loaded = private, private.public_key().public_bytes_raw()
+        return self._loaded
 
 
-def _open_packet(packet: bytes, readers: Sequence[tuple[X25519PrivateKey, bytes]]) -> bytes | None:
-    """The payload, or None where the packet is not for us. `readers`: our private keys with their public halves."""
+def _readers(private_keys: Sequence[bytes]) -> list[_Reader]:
+    return [_Reader(key) for key in private_keys]
+
+
+def _open(header: bytes, readers: Sequence[_Reader]) -> Opened:
+    keys: list[bytes] = []
+    edit_list: tuple[int, ...] | None = None
+    opened = 0
+    for packet in _packets(header):
+        payload = _open_packet(packet, readers)
+        if payload is None:
+            continue
+        opened += 1
+        kind = int.from_bytes(payload[:4], "little")
+        if kind == _DATA_KEY:
+            key = _data_key(payload)
+            if key not in keys:
+                keys.append(key)
+        elif kind == _EDIT_LIST:
+            if edit_list is not None:
+                raise FormatFault("the Crypt4GH header has two edit lists; one is possible")
+            edit_list = _edit_list(payload)
+        else:
+            raise FormatFault(f"the Crypt4GH header has a packet of unknown type {kind}")
+    if not keys:
+        ours = ", ".join(fingerprint(reader.load()[1]) for reader in readers) or "none"
+        if opened:
+            raise KeyFault(f"the Crypt4GH header gives no data key to our keys ({ours})")
+        raise KeyFault(
+            f"the Crypt4GH header was not made for any of our keys ({ours})",
+            "encrypt or re-seal the file for one of these public keys",
+        )
+    return Opened(tuple(keys), edit_list)
+
+
+def _reseal(
+    header: bytes, readers: Sequence[_Reader], recipients: Sequence[bytes], *, keep_others: bool = False
+) -> bytes:
+    opened = _open(header, readers)
+    others = _foreign(header, readers) if keep_others else ()
+    return _build(opened.data_keys, recipients, opened.edit_list, others)
+
+
+def _open_packet(packet: bytes, readers: Sequence[_Reader]) -> bytes | None:
+    """The payload, or None where the packet is not for us."""
     if int.from_bytes(packet[:4], "little") != _X25519_CHACHA20:
         return None
     writer, nonce, sealed = packet[4:36], packet[36:48], packet[48:]
-    for private, public in readers:
+    for reader in readers:
+        private, public = reader.load()
         try:
             key = _packet_key(private, writer, reader=public, writer=writer)
             return ChaCha20Poly1305(key).decrypt(nonce, sealed, None)
@@ -240,9 +274,8 @@ def _open_packet(packet: bytes, readers: Sequence[tuple[X25519PrivateKey, bytes]
     return None
 
 
-def _foreign(header: bytes, private_keys: Sequence[bytes]) -> list[bytes]:
+def _foreign(header: bytes, readers: Sequence[_Reader]) -> list[bytes]:
     """The packets that do not open with our keys, with their length field."""
-    readers = _readers(private_keys)
     return [
         struct.pack("<I", 4 + len(packet)) + packet
         for packet in _packets(header)

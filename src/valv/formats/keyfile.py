@@ -71,6 +71,11 @@ def read_private(text: str, passphrase: Callable[[], str] | None = None) -> byte
         raise KeyFault("the passphrase does not open the private key", "try the passphrase again") from None
 
 
+def read_comment(text: str) -> str:
+    """What stands beside a private key in its file, '' for nothing. It is not authenticated. Raises `FormatFault`."""
+    return _Fields(_unwrap(text, "PRIVATE")).comment
+
+
 def write_private(private: bytes, passphrase: str = "", comment: str = "") -> str:
     """The private key as a file, locked by scrypt unless `passphrase` is empty."""
     if passphrase:
@@ -100,6 +105,7 @@ class _Fields:
         if cipher != (_NONE if self.kdf == _NONE else _CIPHER):
             raise FormatFault("the private key file uses an unknown cipher")
         self.material = self._string()
+        self.comment = self._string().decode("utf-8", "replace") if self._rest else ""
 
     def _string(self) -> bytes:
         length = int.from_bytes(self._rest[:2], "big")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import secrets
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -24,8 +23,9 @@ import msgspec
 from valv.config import Keys
 from valv.errors import ConflictFault, Fault, FormatFault, KeyFault
 from valv.keys import disk
-from valv.keys.file import FILE, ROOT_LENGTH, Cost, RootFile, SecretRoot, Stretched
+from valv.keys.file import FILE, Cost, RootFile, SecretRoot, Stretched, fresh_root
 from valv.keys.keymanager import KeyManager
+from valv.keys.memory import Secret
 
 FORMAT: Final = "valv barbican root key 1"
 NAME: Final = "valv root key"
@@ -59,7 +59,7 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class BarbicanRoot(SecretRoot):
     """Implements `valv.ports.keys.OpenRoot`. Once it is open, Barbican is asked by `renew` and `discard` alone."""
 
-    def __init__(self, root: bytes, stretched: Stretched, manager: KeyManager, name: str, secret: str) -> None:
+    def __init__(self, root: Secret, stretched: Stretched, manager: KeyManager, name: str, secret: str) -> None:
         super().__init__(root)
         self._stretched = stretched
         self._manager = manager
@@ -73,7 +73,7 @@ class BarbicanRoot(SecretRoot):
         try:
             if path.exists():
                 raise ConflictFault(f"{path} exists; a root key is never overwritten", "choose another folder")
-            root = secrets.token_bytes(ROOT_LENGTH)
+            root = fresh_root()
             payload = msgspec.json.encode(stretched.seal(root))
             digest = hashlib.sha256(payload).digest()
 
@@ -83,6 +83,7 @@ class BarbicanRoot(SecretRoot):
             try:
                 secret = manager.keep(name, payload, note)
             except BaseException:
+                root.wipe()
                 with contextlib.suppress(Fault):
                     disk.wipe(path)
                 raise

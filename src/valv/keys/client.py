@@ -14,10 +14,12 @@ import msgspec
 from valv.errors import Fault, InternalFault, Refusal, RefusedFault, UnreachableFault
 from valv.keys import messages
 from valv.keys.messages import AnyRequest, Failed
-from valv.ports.keys import KeyClass, KeyStatus
+from valv.ports.keys import Backup, Held, KeyClass, KeyCustody, KeyStatus, SealedShares
 
 UNSEAL_SECONDS: Final = 120.0
 """The passphrase is stretched on purpose, and on a busy machine that takes its time."""
+ORDER_SECONDS: Final = 600.0
+"""A node of very many keys re-wraps them all."""
 HINT: Final = "start the node with 'valv up', or look at the log of its key holder"
 
 T = TypeVar("T")
@@ -42,6 +44,16 @@ class KeydClient:
     def unseal(self, passphrase: bytes) -> None:
         """Open the key holder. Raises `KeyFault` for a wrong passphrase. Only the operator may."""
         self._ask(messages.Unseal(passphrase), None, UNSEAL_SECONDS)
+
+    def unseal_share(self, words: str) -> KeyStatus:
+        """Give one officer's share; with the last that is needed it opens. Raises `KeyFault` for what is no share, and
+        where shares do not fit together: then all are forgotten. Where the node is open, the share is not looked at.
+        Only the operator may."""
+        return self._ask(messages.UnsealShare(words), KeyStatus, UNSEAL_SECONDS)
+
+    def shares(self, officer: str) -> SealedShares:
+        """An officer's sealed shares. Only the operator may."""
+        return self._ask(messages.Shares(officer), SealedShares)
 
     def create(self, key_id: str, key_class: KeyClass) -> bytes:
         return self._ask(messages.Create(key_id, key_class), bytes)
@@ -74,7 +86,28 @@ class KeydClient:
         return self._ask(messages.Sign(size, root, proof), str)
 
     def destroy(self, key_id: str) -> None:
-        self._ask(messages.Destroy(key_id), None)
+        self._ask(messages.Destroy(key_id), None, ORDER_SECONDS)
+
+    def rotate(self, key_id: str, pair: int) -> bytes:
+        return self._ask(messages.Rotate(key_id, pair), bytes)
+
+    def reseal_within(self, key_id: str, headers: list[bytes]) -> list[bytes]:
+        return self._ask(messages.ResealWithin(key_id, headers), list[bytes], UNSEAL_SECONDS)
+
+    def retire(self, key_id: str, pair: int) -> None:
+        self._ask(messages.Retire(key_id, pair), None)
+
+    def order(self, note: str, shares: list[str], passphrase: bytes = b"") -> str:
+        return self._ask(messages.Order(note, shares, passphrase), str, ORDER_SECONDS)
+
+    def custody(self) -> KeyCustody:
+        return self._ask(messages.Custody(), KeyCustody)
+
+    def held(self, after: int) -> list[Held]:
+        return self._ask(messages.HeldAfter(after), list[Held])
+
+    def back_up(self) -> list[Backup]:
+        return self._ask(messages.BackUp(), list[Backup], ORDER_SECONDS)
 
     def close(self) -> None:
         """Close this thread's connection."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +51,43 @@ def write(path: Path, data: bytes, *, wipe_old: bool = False) -> None:
         finally:
             if old is not None:
                 os.close(old)
+
+
+def write_loose(path: Path, data: bytes) -> None:
+    """Make a file in a folder that nobody uses yet; durable only after `sync_all`."""
+    with storage_faults(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+
+
+def sync_all(path: Path) -> None:
+    """Make all that lies under `path` durable: its whole file system is written out (syncfs), which is quicker than
+    each of many small files."""
+    with storage_faults(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+        finally:
+            os.close(descriptor)
+
+
+def wipe_tree(path: Path) -> None:
+    """Overwrite every file under `path`, then remove it all. A missing folder is no error."""
+    with storage_faults(path):
+        for folder, _, names in os.walk(path):
+            for name in names:
+                descriptor = _open_existing(Path(folder, name))
+                if descriptor is not None:
+                    try:
+                        os.pwrite(descriptor, bytes(os.fstat(descriptor).st_size), 0)
+                    finally:
+                        os.close(descriptor)
+        if path.exists():
+            sync_all(path)
+            shutil.rmtree(path)
+            sync_folder(path.parent)
 
 
 def wipe(path: Path) -> None:

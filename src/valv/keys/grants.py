@@ -62,6 +62,12 @@ class Grants:
         with self._mutex:
             return self._live(grant_id).maker
 
+    def names(self, key_id: str) -> bool:
+        """Whether a live grant names this key."""
+        with self._mutex:
+            now = self._clock()
+            return any(key_id in granted.key_ids for granted in self._grants.values() if granted.until > now)
+
     def check(self, grant_id: str, uid: int, key_id: str) -> None:
         """Refuse unless this live grant names this user and this key."""
         with self._mutex:

@@ -14,9 +14,10 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from valv.errors import InputFault
+from valv.formats import order
 from valv.formats.crypt4gh import MAX_HEADER
 from valv.keys.store import KEY_ID
-from valv.ports.keys import KeyClass
+from valv.ports.keys import MOST_HEADERS, KeyClass
 
 LARGEST: Final = MAX_HEADER + (64 << 10)
 """Bytes of one frame without its length."""
@@ -26,6 +27,8 @@ Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=KEY_ID)]
 Header: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=MAX_HEADER)]
 Hash: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Uid: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
+Words: TypeAlias = Annotated[str, msgspec.Meta(max_length=4096)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=31 * 86400)]
 
 
@@ -42,6 +45,21 @@ class Unseal(Request, frozen=True, tag="unseal"):
 
     def __repr__(self) -> str:
         return "Unseal()"
+
+
+class UnsealShare(Request, frozen=True, tag="unseal_share"):
+    """`words`: one officer's share, opened."""
+
+    words: Words
+
+    def __repr__(self) -> str:
+        return "UnsealShare()"
+
+
+class Shares(Request, frozen=True, tag="shares"):
+    """The sealed shares of one officer."""
+
+    officer: Name
 
 
 class Create(Request, frozen=True, tag="create"):
@@ -101,9 +119,56 @@ class Destroy(Request, frozen=True, tag="destroy"):
     key_id: Name
 
 
+class Rotate(Request, frozen=True, tag="rotate"):
+    key_id: Name
+    pair: Number
+
+
+class ResealWithin(Request, frozen=True, tag="reseal_within"):
+    key_id: Name
+    headers: Annotated[list[Header], msgspec.Meta(max_length=MOST_HEADERS)]
+
+
+class Retire(Request, frozen=True, tag="retire"):
+    key_id: Name
+    pair: Number
+
+
+class Order(Request, frozen=True, tag="order"):
+    """`passphrase`: of a keyring backend whose passphrase cannot be set, for a ceremony."""
+
+    note: Annotated[str, msgspec.Meta(max_length=order.LONGEST + (8 << 10))]
+    shares: Annotated[list[Words], msgspec.Meta(max_length=16)] = []
+    passphrase: Annotated[bytes, msgspec.Meta(max_length=4096)] = b""
+
+    def __repr__(self) -> str:
+        return "Order()"
+
+
+class Custody(Request, frozen=True, tag="custody"):
+    pass
+
+
+class HeldAfter(Request, frozen=True, tag="held"):
+    after: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+class BackUp(Request, frozen=True, tag="back_up"):
+    pass
+
+
 AnyRequest: TypeAlias = (
     Status
     | Unseal
+    | UnsealShare
+    | Shares
+    | Rotate
+    | ResealWithin
+    | Retire
+    | Order
+    | Custody
+    | HeldAfter
+    | BackUp
     | Create
     | Confirm
     | Narrow

@@ -23,6 +23,8 @@ class Role(Enum):
 ALLOWED: Final[dict[str, frozenset[Role]]] = {
     "status": frozenset({Role.OPERATOR, Role.SERVE, Role.WORKER, Role.RUN}),
     "unseal": frozenset({Role.OPERATOR}),
+    "unseal_share": frozenset({Role.OPERATOR}),
+    "shares": frozenset({Role.OPERATOR}),
     "create": frozenset({Role.SERVE, Role.WORKER}),
     "confirm": frozenset({Role.WORKER}),
     "narrow": frozenset({Role.OPERATOR, Role.SERVE, Role.WORKER}),
@@ -33,7 +35,14 @@ ALLOWED: Final[dict[str, frozenset[Role]]] = {
     "reseal": frozenset({Role.RUN}),
     "reseal_outside": frozenset({Role.SERVE}),
     "sign": frozenset({Role.WORKER}),
-    "destroy": frozenset({Role.OPERATOR, Role.WORKER}),
+    "rotate": frozenset({Role.WORKER}),
+    "reseal_within": frozenset({Role.WORKER}),
+    "retire": frozenset({Role.WORKER}),
+    "destroy": frozenset({Role.WORKER}),
+    "order": frozenset({Role.OPERATOR, Role.WORKER}),
+    "custody": frozenset({Role.OPERATOR, Role.SERVE, Role.WORKER}),
+    "held": frozenset({Role.OPERATOR, Role.SERVE, Role.WORKER}),
+    "back_up": frozenset({Role.OPERATOR, Role.WORKER}),
 }
 """verb → roles that may ask for it. The table in docs/keyd.md is written from it."""
 

@@ -16,10 +16,17 @@ Duties of every backend (`Compute`):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, Protocol
+from collections.abc import Generator, Iterator, Sequence
+from typing import Final, Literal, Protocol
 
 import msgspec
+
+from valv.errors import Fault, FormatFault, IntegrityFault, KeyFault, MissingFault
+
+MOST_REKEYED: Final = 256
+"""Files of one `Reader.rekey`."""
+DAMAGE: Final = (KeyFault, FormatFault, IntegrityFault, MissingFault)
+"""Faults of one file, and not of the moment."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -143,8 +150,14 @@ class Reader(Protocol):
         """The plain bytes in order, complete unless a fault is raised. Closing the iterator ends the reading."""
         ...
 
-    def rekey(self, token: str, grant_id: str, file: MountedFile, public_key: bytes, body: str) -> Rekeyed:
-        """Encrypt a stored file anew, under a data key that nobody knew, into the store under the name `body` and its
-        sidecar; the old body stays. The header is sealed for `public_key`. Durable when this returns; after a fault
-        nothing lies under `body` but what a killed process left there."""
+    def rekey(
+        self, token: str, grant_id: str, files: Sequence[tuple[MountedFile, str]], public_key: bytes
+    ) -> Generator[Rekeyed | Fault, None, None]:
+        """Encrypt stored files anew (1 to `MOST_REKEYED`), each under a data key that nobody knew, into the store under
+        the name that stands beside it, and its sidecar; the old bodies stay. Headers are sealed for `public_key`.
+
+        One answer for each file, in order, as soon as its new body is durable. A fault of the file itself (`DAMAGE`) is
+        its answer, nothing is left of its new body, and the others go on. Any other fault is raised and ends all;
+        closing the generator does, too. Names whose answer did not come may then have a body, or none. The grant is
+        used before the first answer only."""
         ...
