@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-pytest_plugins = ["tests.peers.postgres", "tests.peers.softhsm"]
+pytest_plugins = ["tests.peers.barbican", "tests.peers.postgres", "tests.peers.softhsm"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

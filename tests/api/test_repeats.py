@@ -53,6 +53,9 @@ def test_every_order_is_carried_out_once(w):
     twice(w, "rikard", "POST", f"/applications/{other}/withdrawal")
     rejected = w.application("repeats")
     twice(w, "dagny", "POST", f"/applications/{rejected}/rejection", {"reason": "No."})
+    rotate = {"dataset": "repeats", "aim": "rekey", "reason": "Due."}
+    [rotation] = twice(w, "olle", "POST", "/rotations", rotate)["rotation_ids"]
+    twice(w, "olle", "POST", f"/rotations/{rotation}/stop")
     run = twice(w, "rikard", "POST", "/runs", {"permit": permit, "command": ["true"]})["run_id"]
     twice(w, "rikard", "POST", f"/runs/{run}/stop")
     _, release = w.run(permit, {"a": b"1"})

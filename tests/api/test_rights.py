@@ -14,7 +14,7 @@ from valv.core.actions import ACTIONS
 PUBLIC = {"node.see", "catalogue.find", "session.open"}
 OWN = {"session.see", "session.close", "account.see", "account.key_add", "account.key_end", "dataset.see"}
 """What everybody with an account may do, with what is their own."""
-LISTS = {"list_deposits", "list_applications", "list_permits", "list_runs", "list_releases"}
+LISTS = {"list_deposits", "list_applications", "list_permits", "list_runs", "list_releases", "list_rotations"}
 OPERATIONS = {route.name: route for route in operations(build())}
 KEPT = [name for name, route in OPERATIONS.items() if action_of(route.endpoint) not in PUBLIC]
 
@@ -41,6 +41,9 @@ def scene(node_world):
         },
         "run_id": run,
         "release_id": release,
+        "rotation_id": w.person("olle").post("/rotations", {"dataset": "scene", "aim": "rotate", "reason": "Due."})[
+            "rotation_ids"
+        ][0],
         "path": "new.txt",
         "challenge_id": "none",
         "key_id": "none",
@@ -64,6 +67,7 @@ def body_of(name: str, scene, w):
         "reject_application": reason,
         "revoke_permit": reason,
         "queue_run": {"permit": scene["compute"], "command": ["true"]},
+        "start_rotation": {"dataset": "scene", "aim": "rotate"} | reason,
         "request_release": {"context": "All."},
         "decide_on_output": {"approve": True, "manifest": scene["manifest"]} | reason,
         "show_second_factor": {"code": "000000"},

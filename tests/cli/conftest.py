@@ -57,6 +57,8 @@ class Calls:
             demo=self.function("demo", 7),
             unseal=self.function("unseal", None),
             doctor=self.function("doctor", 0),
+            keys=self.function("keys", None),
+            recovery=self.function("recovery", None),
         )
 
 

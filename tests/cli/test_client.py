@@ -72,16 +72,20 @@ def hung_up(handler: Handler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-def content(body: bytes, cut: int | None = None) -> Answer:
-    """A file, from the byte that was asked for; cut off after `cut` bytes of it."""
+def content(body: bytes, cut: int | None = None, etag: str = "") -> Answer:
+    """A file, from the byte that was asked for; cut off after `cut` bytes of it. With an `etag` it comes whole where
+    the part that is there has another."""
 
     def answer(handler: Handler) -> None:
         start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        start = start if handler.headers.get("If-Range", etag) == etag else 0
         rest = body[start:]
         handler.send_response(206 if start else 200)
         handler.send_header("Content-Length", str(len(rest)))
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if etag:
+            handler.send_header("ETag", etag)
         handler.end_headers()
         handler.wfile.write(rest if cut is None else rest[:cut])
         if cut is not None:
@@ -222,6 +226,38 @@ def test_a_download_goes_on_where_it_broke(node: Valv, script: Script, tmp_path:
     assert (tmp_path / "d" / "set" / "a.vcf.c4gh").read_bytes() == sealed
     ranges = [headers.get("Range") for method, path, headers, _ in script.seen if "/f?" in path]
     assert ranges[-1] is not None and int(ranges[-1].removeprefix("bytes=").rstrip("-")) > 1_000_000
+
+
+def test_a_download_of_a_file_that_was_encrypted_anew_begins_anew(node: Valv, script: Script, tmp_path: Path) -> None:
+    """In the middle of a command, and when the command is given again."""
+    before, now = (_sealed(5_000_000)[0] for _ in range(2))
+    listed = said([_listed("a.vcf", b"p" * 5_000_000)])
+    script.on("GET", "/api/v1/permits/p/files", listed)
+    old, new = '"' + "a" * 32 + '"', '"' + "b" * 32 + '"'
+    script.on(
+        "GET", "/api/v1/permits/p/files/f", content(before, 1_500_000, old), content(now, 1_500_000, new), hung_up
+    )
+    whole = ("download", "--permit", "p", "--key", "k", "-o", tmp_path)
+    ran = node.bad(69, *whole)
+    assert ran.err.count("begins anew: a.vcf was encrypted anew in the node since the download began") == 1
+    assert {path.name for path in (tmp_path / "set").iterdir()} == {"a.vcf.c4gh.part", "a.vcf.c4gh.part.etag"}
+    script.on("GET", "/api/v1/permits/p/files/f", content(before, None, old))
+    assert "begins anew" in node.good(*whole).err
+    assert (tmp_path / "set" / "a.vcf.c4gh").read_bytes() == before
+    assert {path.name for path in (tmp_path / "set").iterdir()} == {"a.vcf.c4gh", "SHA256SUMS"}
+    asked = [headers.get("If-Range") for _, path, headers, _ in script.seen if "/f?" in path]
+    assert asked[:2] == [None, old] and asked[-1] == new
+
+
+def test_a_download_goes_on_where_the_body_is_the_same(node: Valv, script: Script, tmp_path: Path) -> None:
+    sealed, _ = _sealed(5_000_000)
+    script.on("GET", "/api/v1/permits/p/files", said([_listed("a.vcf", b"p" * 5_000_000)]))
+    tag = '"' + "a" * 32 + '"'
+    parts = [content(sealed, 1_500_000, tag) for _ in range(2)]
+    script.on("GET", "/api/v1/permits/p/files/f", *parts, content(sealed, None, tag))
+    ran = node.good("download", "--permit", "p", "--key", "k", "-o", tmp_path)
+    assert "begins anew" not in ran.err
+    assert (tmp_path / "set" / "a.vcf.c4gh").read_bytes() == sealed
 
 
 def test_a_download_that_never_comes_ends(node: Valv, script: Script, tmp_path: Path) -> None:

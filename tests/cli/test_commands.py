@@ -15,6 +15,7 @@ from valv.cli.app import TREE, load
 from valv.core.actions import ACTIONS
 
 LOCAL = {f"crypt {word}" for word in ("keygen", "encrypt", "decrypt", "reencrypt", "rearrange", "info")}
+LOCAL |= {"keys officer", "keys sign"}
 """What touches nothing of a node, and so performs no action."""
 COMMANDS = dict(commands())
 

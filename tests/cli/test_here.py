@@ -114,16 +114,21 @@ def test_operator_commands_call_the_assembly(valv: Valv, calls: Calls, tmp_path:
     token = ("--pkcs11-module", "/lib/token.so", "--pkcs11-token", "t", "--pkcs11-bind", "/a:/b")
     valv.bad(64, "node", "create", tmp_path, *named, *token)
     valv.good("node", "create", tmp_path, *named, *token, "--passphrase-file", secret)
+    cloud = ("--barbican-cloud", "c", "--backup", tmp_path / "keys")
+    valv.bad(64, "node", "create", tmp_path, *named, *cloud)
+    valv.good("node", "create", tmp_path, *named, *cloud, "--barbican-clouds-file", "/c.yaml")
     person = ("account", "create", tmp_path, "ada", "--password-file", secret, "--role")
     assert "otpauth://" in valv.good(*person, "researcher", "--totp").out
     valv.bad(64, *person, "king")
     made = [name for name, _, _ in calls.made]
-    assert made == ["up", "demo", "doctor", "unseal", *["create_node"] * 3, "create_account"]
+    assert made == ["up", "demo", "doctor", "unseal", *["create_node"] * 4, "create_account"]
     assert calls.made[3][1] == (tmp_path, b"a passphrase")
     assert calls.made[4][2]["passphrase"] == b"a passphrase" and calls.made[4][2]["country"] == "SE"
     assert calls.made[5][2]["passphrase"] == b"" and calls.made[5][2]["keys"] == {}
     wanted = {"backend": "pkcs11", "module": "/lib/token.so", "token": "t", "key": "valv", "binds": ["/a:/b"]}
     assert calls.made[6][2]["keys"] == wanted
+    wanted = {"backend": "barbican", "cloud": "c", "clouds_file": "/c.yaml", "key": "valv"}
+    assert calls.made[7][2]["keys"] == wanted | {"backup": [str(tmp_path / "keys")]}
     assert calls.made[1][2] == {"once": True, "port": 8600}
 
 

@@ -17,7 +17,7 @@ ALIASES = {"deposits": "deposits show", "runs": "runs show"}
 
 
 def test_every_role_has_its_page() -> None:
-    assert {page.stem for page in PAGES} == ROLES
+    assert {page.stem for page in PAGES} == ROLES | {"keys"}  # officers have no account
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

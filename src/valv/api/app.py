@@ -12,7 +12,20 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from valv import __version__
-from valv.api import account, applications, datasets, deposits, ledger, permits, problem, releases, runs, sessions
+from valv.api import (
+    account,
+    applications,
+    custody,
+    datasets,
+    deposits,
+    ledger,
+    permits,
+    problem,
+    releases,
+    rotations,
+    runs,
+    sessions,
+)
 from valv.api import node as nodes
 from valv.api.document import openapi, operations
 from valv.api.guard import Guard
@@ -20,7 +33,20 @@ from valv.app.node import Node
 from valv.errors import Fault
 from valv.ports.compute import Reader
 
-NOUNS = (nodes, sessions, account, datasets, deposits, applications, permits, runs, releases, ledger)
+NOUNS = (
+    nodes,
+    sessions,
+    account,
+    datasets,
+    deposits,
+    applications,
+    permits,
+    runs,
+    releases,
+    rotations,
+    ledger,
+    custody,
+)
 
 
 def create(node: Node, reader: Reader) -> FastAPI:

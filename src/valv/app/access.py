@@ -320,7 +320,7 @@ def _facts(node: Node, who: Who, unit: Unit, request: access.Request) -> access.
                 dataset_id=found.dataset_id,
                 version=version.number,
                 name=found.name,
-                visible=found.phase == "live",
+                visible=found.phase == "live" and not version.destroyed,
                 effective=version.effective,
                 country=found.country,
                 match=consent.match(terms, request.purpose, starts=node.clock().date(), days=request.days),

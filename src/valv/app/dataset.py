@@ -98,7 +98,7 @@ def ensure(
 
 def describe(node: Node, who: Who, name: str, about: Description) -> None:
     with node.records.writing() as unit:
-        state, _ = _allowed(node, who, unit, name, "dataset.describe")
+        state, _ = allowed(node, who, unit, name, "dataset.describe")
         values: dict[str, Any] = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in msgspec.structs.asdict(about).items()
@@ -114,7 +114,7 @@ def named(unit: Unit, name: str) -> tuple[dataset.Dataset, int]:
     return streams.need(unit, DATASET, rows[0]["id"])
 
 
-def _allowed(
+def allowed(
     node: Node, who: Who, unit: Unit, name: str, action: str, version: int | None = None
 ) -> tuple[dataset.Dataset, int]:
     """The dataset, where the actor may do this with it. One that is not published is not there for outsiders."""
@@ -132,6 +132,8 @@ def refresh(unit: Unit, state: dataset.Dataset, at: Any) -> None:
     """Bring the catalogue row in line with the dataset's state."""
     version = state.current
     values: dict[str, Any] = {"visible": state.phase == "live", "changed": at}
+    if version and version.destroyed:
+        values["visible"] = False  # until there is another version
     if version:
         values |= {
             "version": version.number,
@@ -207,13 +209,15 @@ def _public(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A dataset for its page. `report`, and in `state` what a scan found, only for those who may read the report."""
+    """A dataset for its page. `report`, `certificates` (of destroyed versions, by number), and in `state` what a scan
+    found, only for those who may read the report."""
 
     row: dict[str, Any]
     sentences: list[str]
     state: dataset.Dataset
     may_assess: bool
     report: str
+    certificates: tuple[tuple[int, str], ...] = ()
 
 
 def show(node: Node, who: Who, name: str) -> Page:
@@ -225,6 +229,7 @@ def show(node: Node, who: Who, name: str) -> Page:
         allow(node, who, "dataset.see", resource(state))
         row = unit.rows("dataset", {"id": state.dataset_id})[0]
         rows = unit.rows("text", {"owner_stream": DATASET.stream(state.dataset_id), "kind": "scan"}, order="-created")
+        told = tuple((v.number, text.get(unit, v.certificate)) for v in state.versions if v.certificate and inside)
     shown = _public(row)
     sentences = [duo.parse(term).sentence for term in shown["consent"]]
     may = permitted(node, who, "dataset.assess", resource(state)) is None
@@ -232,7 +237,7 @@ def show(node: Node, who: Who, name: str) -> Page:
     if not inside:
         bare = tuple(msgspec.structs.replace(found, findings=None, participants=0) for found in state.versions)
         state = msgspec.structs.replace(state, versions=bare)
-    return Page(shown, sentences, state, may, report)
+    return Page(shown, sentences, state, may, report, told)
 
 
 def assess(node: Node, who: Who, name: str, *, version: int, confirm: bool, reason: str, command: str) -> None:
@@ -251,7 +256,7 @@ def _step(
 ) -> None:
     at = node.clock()
     with node.records.writing() as unit:
-        state, number = _allowed(node, who, unit, name, action, version)
+        state, number = allowed(node, who, unit, name, action, version)
         if streams.done(unit, who.account_id, command):
             return
         if not reason.strip():
@@ -294,9 +299,16 @@ def record_scan(node: Node, dataset_id: str, version: int, findings: int, report
 def history(node: Node, who: Who, name: str) -> list[dict[str, Any]]:
     """Who touched this dataset: every event of it and of what hangs off it, oldest first, with names for the reader."""
     with node.records.reading() as unit:
-        state, _ = _allowed(node, who, unit, name, "dataset.history")
+        state, _ = allowed(node, who, unit, name, "dataset.history")
         records = unit.events(DATASET.stream(state.dataset_id))
-        for process in (streams.DEPOSIT, streams.ACCESS, streams.PERMIT, streams.RUN, streams.RELEASE):
+        for process in (
+            streams.DEPOSIT,
+            streams.ACCESS,
+            streams.PERMIT,
+            streams.RUN,
+            streams.RELEASE,
+            streams.ROTATION,
+        ):
             for snapshot in unit.find(process.kind, link=("dataset", state.dataset_id), limit=10_000):
                 records.extend(unit.events(snapshot.stream))
         records.sort(key=lambda record: record.position)

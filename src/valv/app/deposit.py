@@ -18,7 +18,8 @@ from valv.app.streams import DATASET, DEPOSIT, Step, retried
 from valv.core import deposit
 from valv.core.authorize import Resource
 from valv.core.classes import DataClass
-from valv.errors import ConflictFault, FormatFault, RefusedFault
+from valv.core.custody import PERSONS
+from valv.errors import ConflictFault, FormatFault, Refusal, RefusedFault
 from valv.formats import crypt4gh, duo, participants, paths
 from valv.formats.seal import sidecar
 from valv.ports.records import Unit
@@ -73,7 +74,6 @@ def open_deposit(
         allow(node, who, "deposit.open", datasets.resource(state))
         if streams.load(unit, DEPOSIT, ident).state is not None:
             return ident
-        node.keys.create(key_id, claimed)
         order = deposit.Open(
             by=who.account_id,
             at=at,
@@ -83,7 +83,10 @@ def open_deposit(
             claimed=claimed,
             consent=tuple(str(statement) for statement in statements),
         )
-        events = deposit.decide(None, order, deposit.Facts(owner=state.custodian == who.account_id))
+        facts = deposit.Facts(owner=state.custodian == who.account_id, one_person=_one_person(node, claimed))
+        events = deposit.decide(None, order, facts)
+        if not isinstance(events, Refusal):
+            node.keys.create(key_id, claimed)
         step = Step(DEPOSIT, ident, 0, None, events)
         streams.commit(
             unit,
@@ -97,6 +100,11 @@ def open_deposit(
             values = {key: value for key, value in msgspec.to_builtins(about).items() if value}
             unit.update("dataset", {"id": state.dataset_id}, values)
     return ident
+
+
+def _one_person(node: Node, claimed: DataClass) -> bool:
+    """Whether one person alone can unseal this node, where that matters."""
+    return claimed == "identifiable" and not node.config.node.demo and node.keys.status().persons < PERSONS
 
 
 def receive(
@@ -258,6 +266,7 @@ def _keep(
         "sha256": digest,
         "sent_sha256": sent,
         "tree_root": made.tree_root,
+        "known_outside": taken,
     }
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from valv.app import deposit, reading, streams, text
+from valv.app.custody import OLDER
 from valv.app.node import Node
-from valv.app.streams import ACCOUNT, DATASET, Process
+from valv.app.streams import ACCOUNT, CUSTODY, DATASET, ROTATION, Process
+from valv.core import rotation
+from valv.core.custody import STREAM_ID
 from valv.formats import crypt4gh
 from valv.formats.seal import sidecar
-from valv.ports.records import Recorded, Snapshot
+from valv.ports.records import Recorded, Snapshot, Unit
 
 PAGE = 500
 INTRUDED = "somebody wrote into the database: keep the disk as it is and call the data-protection officer"
@@ -44,10 +47,16 @@ def bodies(node: Node) -> tuple[set[str], set[str]]:
     """(Names that records point to and the store does not have; names in the store that no record points to.)"""
     with node.records.reading() as unit:
         rows = unit.rows("file") + unit.rows("release_file")
-    wanted = {name for row in rows for name in (row["body"], sidecar(row["body"]))}
-    arriving = {name for row in rows if row.get("state") == "arriving" for name in (row["body"], sidecar(row["body"]))}
+        # What comes or goes: it may be in the store or not.
+        passing = [row for row in rows if row.get("state") in ("arriving", "destroyed")]
+        passing += unit.rows("stale_body") + [row for row in unit.rows("rotation_file") if row["body"]]
+    wanted, known = _names(rows), _names(passing)
     there = set(node.storage.names())
-    return wanted - there - arriving, there - wanted
+    return wanted - there - known, there - wanted - known
+
+
+def _names(rows: Iterable[dict[str, Any]]) -> set[str]:
+    return {name for row in rows for name in (row["body"], sidecar(row["body"]))}
 
 
 def _folds(process: Process[Any], events: Sequence[Recorded], kept: Snapshot) -> bool:
@@ -90,18 +99,39 @@ def manifests(node: Node) -> Iterator[Finding]:
             state = DATASET.decode(snapshot)
             for version in state.versions:
                 rows = unit.rows("file", {"deposit": version.deposit_id, "version": version.number})
+                rows = _handed_in(unit, version.key_id, rows)
                 named = {row["id"] for row in rows if row["path"] != deposit.PARTICIPANTS}
                 listed = {row["id"] for row in reading.files(unit, state.dataset_id, version.number)}
                 if deposit.manifest(rows) != version.manifest or named != listed:
                     yield Finding(f"{state.name} version {version.number}: its files are not those handed in", INTRUDED)
 
 
+def _handed_in(unit: Unit, key_id: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as the manifest speaks of them. Of a body that a rekeying replaced the ledger has the hash tree before
+    and the one after: a row that is not at the end of that chain keeps its own, which fits nothing."""
+    first: dict[str, str] = {}
+    last: dict[str, str] = {}
+    found = streams.find(unit, ROTATION, link=("key", key_id), limit=1_000_000)
+    for state in sorted(found, key=lambda state: state.pair):
+        for record in unit.events(ROTATION.stream(state.rotation_id)) if state.bodies else ():
+            event = msgspec.json.decode(record.data, type=rotation.Events)
+            if isinstance(event, rotation.BodyReplaced) and last.get(event.file_id, event.before) == event.before:
+                first.setdefault(event.file_id, event.before)
+                last[event.file_id] = event.after
+    fitting = {row["id"] for row in rows if row["tree_root"].hex() == last.get(row["id"])}
+    return [{**row, "tree_root": bytes.fromhex(first[row["id"]])} if row["id"] in fitting else row for row in rows]
+
+
 def signed(node: Node) -> Iterator[Finding]:
-    """A ledger that is shorter than the key holder remembers, or whose newest signature is gone. Only while the key
-    holder answers."""
-    remembered = node.keys.status().signed_size
+    """A ledger that is shorter than the key holder remembers, or whose newest signature is gone; a key holder that
+    knows of fewer orders than the ledger. Only while the key holder answers."""
+    status = node.keys.status()
+    remembered = status.signed_size
     with node.records.reading() as unit:
         head, newest = unit.head(), unit.checkpoint()
+        ordered = streams.load(unit, CUSTODY, STREAM_ID).version
+    if status.open and node.keys.custody().held < ordered:
+        yield Finding(OLDER, "recover the keys: 'valv keys recover'")
     if head.size < remembered:
         yield Finding(f"{remembered} events were signed, the ledger has {head.size}: its end was cut off", INTRUDED)
     elif remembered and newest is None:

@@ -78,7 +78,8 @@ def allow_every(node: Node, who: Who, action: str, found: Sequence[Resource], co
 def stands(
     unit: Unit, permit_id: str, *, account_id: str, wanted: Wanted | None, mode: Mode, at: datetime
 ) -> Refusal | None:
-    """Whether the permit allows this now, with the datasets as they are now: a narrowed or closed one ends use."""
+    """Whether the permit allows this now, with the datasets as they are now: one that was narrowed, closed or
+    destroyed ends use."""
     state = streams.load(unit, PERMIT, permit_id).state
     refusal = permit.permits(state, account=account_id, dataset=wanted, mode=mode, at=at)
     if refusal is not None or state is None:
@@ -86,6 +87,8 @@ def stands(
     for found, version in behind(unit, [wanted] if wanted else state.datasets):
         if found.phase == "closed":
             return Refusal("permit_ended", f"the dataset {found.name} was closed")
+        if version.destroyed:
+            return Refusal("version_destroyed", f"{found.name} version {version.number}")
         if mode == "download" and version.effective == "identifiable":
             return Refusal("download_identifiable", found.name)
     return None
@@ -107,12 +110,17 @@ def _view(node: Node, who: Who, unit: Unit, state: permit.Permit, found: list[Re
         state=state,
         datasets=[{"name": d.name, "version": v.number, "class": v.effective, "files": v.files} for d, v in pairs],
         people=account.names(unit, state.people),
-        standing=ended,
+        standing=ended or _destroyed(pairs),
         data_class=strictest(tuple(version.effective for _, version in pairs)),
         may_revoke=state.phase == "issued"
         and any(permitted(node, who, "permit.revoke", resource) is None for resource in found),
         reason=text.get(unit, state.reason),
     )
+
+
+def _destroyed(pairs: Sequence[tuple[dataset.Dataset, dataset.Version]]) -> Refusal | None:
+    gone = [f"{found.name} version {version.number}" for found, version in pairs if version.destroyed]
+    return Refusal("version_destroyed", ", ".join(gone)) if gone else None
 
 
 def mine(node: Node, who: Who) -> list[View]:
@@ -190,7 +198,7 @@ def lease(node: Node, beat: Beat) -> bool:
         if state is None or state.phase != "running":
             return False
         if state.aim == "scan":
-            return True
+            return not any(version.destroyed for _, version in behind(unit, state.datasets))
         at = node.clock()
         return all(
             stands(unit, state.permit_id, account_id=state.owner, wanted=wanted, mode="compute", at=at) is None

@@ -10,7 +10,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import msgspec
 
-from valv.core import access, account, dataset, deposit, permit, release, run
+from valv.core import access, account, custody, dataset, deposit, permit, release, rotation, run
 from valv.core.process import Event, encode, encode_state
 from valv.errors import ConflictFault, Refusal, RefusedFault
 from valv.ports.records import Change, Recorded, RepeatedCommand, Snapshot, Unit
@@ -102,8 +102,16 @@ RELEASE = Process(
         "dataset": s.datasets,
     },
 )
+ROTATION = Process(
+    rotation.KIND,
+    rotation.Rotation,
+    rotation.Events,
+    rotation.evolve,
+    lambda s: {"dataset": (s.dataset_id,), "key": (s.key_id,)},
+)
+CUSTODY = Process(custody.KIND, custody.Custody, custody.Events, custody.evolve, lambda _: {})
 PROCESSES: dict[str, Process[Any]] = {
-    process.kind: process for process in (ACCOUNT, DATASET, DEPOSIT, ACCESS, PERMIT, RUN, RELEASE)
+    process.kind: process for process in (ACCOUNT, DATASET, DEPOSIT, ACCESS, PERMIT, RUN, RELEASE, ROTATION, CUSTODY)
 }
 
 

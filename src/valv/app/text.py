@@ -14,13 +14,13 @@ from valv.ports.records import Unit
 LONGEST = 20_000
 
 
-def put(unit: Unit, stream: str, kind: str, body: str, at: datetime) -> str:
-    """Keep a text; returns its id, or '' for an empty text."""
+def put(unit: Unit, stream: str, kind: str, body: str, at: datetime, *, longest: int = LONGEST) -> str:
+    """Keep a text; returns its id, or '' for an empty text. `longest`: in letters."""
     body = body.strip()
     if not body:
         return ""
-    if len(body) > LONGEST:
-        raise InputFault(f"{kind}: {len(body)} characters", f"at most {LONGEST}")
+    if len(body) > longest:
+        raise InputFault(f"{kind}: {len(body)} characters", f"at most {longest}")
     salt = secrets.token_bytes(16)
     digest = hashlib.sha256(salt + body.encode()).digest()
     ident = b32encode(digest[:20]).decode().lower()

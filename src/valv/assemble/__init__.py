@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from valv.cli.operator import Operator
+    from valv.cli.operator import KeyDesk, Operator, Recovery
 
 
 def main() -> None:
@@ -28,7 +28,14 @@ def operator() -> Operator:
     from valv.cli.operator import Operator
 
     return Operator(
-        create_node=_create_node, create_account=_create_account, up=_up, demo=_demo, unseal=_unseal, doctor=_doctor
+        create_node=_create_node,
+        create_account=_create_account,
+        up=_up,
+        demo=_demo,
+        unseal=_unseal,
+        doctor=_doctor,
+        keys=_keys,
+        recovery=_recovery,
     )
 
 
@@ -117,3 +124,17 @@ def _doctor(directory: Path) -> int:
     from valv.assemble import doctor
 
     return doctor.doctor(directory)
+
+
+def _keys(directory: Path) -> KeyDesk:
+    from valv import config
+    from valv.assemble import custody
+
+    return custody.Desk(config.load(directory))
+
+
+def _recovery(directory: Path, place: Path) -> Recovery:
+    from valv import config
+    from valv.assemble import custody
+
+    return custody.Recovery(config.load(directory), place)

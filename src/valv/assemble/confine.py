@@ -142,6 +142,7 @@ def secrets(config: Config) -> list[tuple[str, Path, tuple[str, ...]]]:
     """(key of the configuration, file, processes that need it)."""
     named = (
         ("keys.passphrase_file", config.keys.passphrase_file, ("keyd",)),
+        ("keys.clouds_file", config.keys.clouds_file, ("keyd",)),
         ("database.password_file", config.database.password_file, ("serve", "worker")),
     )
     return [(key, config.path(value), readers) for key, value, readers in named if value]

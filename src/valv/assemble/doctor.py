@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,18 +14,21 @@ from valv import config as configuration
 from valv.app import inspection
 from valv.app.inspection import Finding
 from valv.app.node import Node
-from valv.assemble import up
+from valv.assemble import custody, up
 from valv.assemble.node import build
 from valv.config import Config
 from valv.errors import Fault
 
+NEVER_ON_DISK = "switch it off (swapoff), or put it on dm-crypt with a random key at each start (crypttab: swap)"
+MORE_LOCKED = "raise the limit on locked memory (ulimit -l 1024, or LimitMEMLOCK=1M) and start the node again"
 SWEPT_WHEN_DOWN = "stop the node and run 'valv doctor' again: what no record points to is then deleted"
 
 
 def doctor(directory: Path, console: Console | None = None) -> int:
     """Print what is found. Returns 0 where nothing is wrong, else 1, or the exit code of a configuration's fault.
 
-    While the node is down, bodies that no record points to (left by a crash) are deleted.
+    Warnings are printed, and not counted as wrong. While the node is down, bodies that no record points to (left by a
+    crash) are deleted.
     """
     console = console or Console()
     try:
@@ -55,6 +61,8 @@ def doctor(directory: Path, console: Console | None = None) -> int:
         for finding in found[:20]:
             console.print(f"    {finding.what}" + (f"\n      → {finding.hint}" if finding.hint else ""))
         wrong += len(found)
+    for finding in (*swap(), *_unlocked(config, node, running), *custody.findings(config, node, bool(running))):
+        console.print(f"[yellow]![/] {finding.what}\n      → {finding.hint}")
     return 1 if wrong else 0
 
 
@@ -107,3 +115,58 @@ def _bodies(node: Node, running: bool) -> Iterator[Finding]:
     elif left:
         for name in sorted(left):
             node.storage.delete(name)
+
+
+def swap(swaps: Path = Path("/proc/swaps"), system: Path = Path("/sys")) -> Iterator[Finding]:
+    """Swap space that writes memory to a disk in plain. `swaps`: as in proc(5); `system`: where sysfs is mounted."""
+    lines = swaps.read_text("utf-8", "replace").splitlines()[1:] if swaps.exists() else []
+    for line in lines:
+        name = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[0])
+        device = _device(Path(name), system)
+        if device is None or not _safe(device):
+            yield Finding(f"swap space {name} is not encrypted: keys in memory can come to rest on disk", NEVER_ON_DISK)
+
+
+def _device(path: Path, system: Path) -> Path | None:
+    """The block device that a swap space lies on, as a folder of sysfs; None where that cannot be told."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        number = found.st_rdev or found.st_dev
+        device = system / "dev" / "block" / f"{os.major(number)}:{os.minor(number)}"
+        return device.resolve(strict=True)
+    return None
+
+
+def _safe(device: Path) -> bool:
+    """Whether what is written to a block device is encrypted (dm-crypt, there or in all that it is made of), or stays
+    in memory (zram without a device behind it)."""
+    if device.name.startswith("zram"):
+        behind = device / "backing_dev"
+        return not behind.exists() or behind.read_text().strip() in ("", "none")
+    kind = device / "dm" / "uuid"
+    if kind.exists() and kind.read_text().startswith("CRYPT-"):
+        return True
+    below = device / "slaves"
+    made_of = [path.resolve() for path in below.iterdir()] if below.is_dir() else []
+    return bool(made_of) and all(map(_safe, made_of))
+
+
+def _unlocked(config: Config, node: Node, running: int | None) -> Iterator[Finding]:
+    """The key holder tells in its log alone whether it could lock the root key's memory; the kernel tells us."""
+    if running is None or config.keys.backend != "file" or not node.keys.status().open:
+        return
+    for process in _below(running):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"valv.assemble.keyd" in words and words[0] != b"bwrap":
+                locked = re.search(r"(?m)^VmLck:\s+(\d+) kB$", (process / "status").read_text())
+                if locked and int(locked[1]) == 0:
+                    yield Finding("the root key's memory is not locked: it may be swapped out", MORE_LOCKED)
+
+
+def _below(pid: int) -> Iterator[Path]:
+    """The folders in /proc of all processes that a process started, directly or not."""
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            yield Path("/proc", child)
+            yield from _below(int(child))

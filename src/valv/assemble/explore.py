@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from valv.core import access, account, dataset, deposit, permit, release, run
+from valv.core import access, account, dataset, deposit, permit, release, rotation, run
 from valv.core.consent import Match, Purpose
 from valv.core.process import NODE, Command, command_name
 from valv.errors import Refusal
@@ -147,6 +147,8 @@ SAMPLES: Final[tuple[Sample, ...]] = (
             _given(dataset.Assess, version=1, confirm=True, reason="r"),
             _given(dataset.Narrow, version=1, reason="r"),
             _given(dataset.Close, reason="r"),
+            _given(dataset.RecordDestruction, version=1, generation=2),
+            _given(dataset.Certify, version=1, certificate="r"),
         ),
     ),
     Sample(
@@ -251,6 +253,23 @@ SAMPLES: Final[tuple[Sample, ...]] = (
             _given(release.Withdraw),
             _given(release.Fetch, file_id="f"),
             _given(release.Inspect, file_id="f"),
+        ),
+    ),
+    Sample(
+        rotation,
+        "Rotation",
+        {"o": rotation.Facts(operator=True), "c": rotation.Facts(custodian=True), NODE: rotation.Facts()},
+        (
+            *(
+                _given(rotation.Start, rotation_id="x", dataset_id="d", version=1, key_id="k", aim=aim, reason="r")
+                for aim in ("rotate", "rekey")
+            ),
+            _given(rotation.RecordPair),
+            _given(rotation.RecordBody, file_id="f", before="0" * 64, after="1" * 64),
+            _given(rotation.Settle),
+            _given(rotation.Retire),
+            _given(rotation.Stop),
+            _given(rotation.Fail, why="r"),
         ),
     ),
     Sample(

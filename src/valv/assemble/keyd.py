@@ -1,7 +1,8 @@
 """The `keyd` process: sole holder of the root key and of all that it wraps.
 
-It reads the configuration and its own folder, and talks over one unix socket; it opens no other file, no database and
-no network. Whoever starts it confines it and gives it its user id.
+It reads the configuration and its own folder, writes the key backup, and talks over one unix socket; it opens no other
+file, no database and no network (but with the backend `barbican`). Whoever starts it confines it and gives it its
+user id.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ from valv import config as configuration
 from valv.assemble.backend import backend
 from valv.config import Config
 from valv.errors import ConfigFault, ConflictFault, Fault, UnreachableFault
-from valv.keys import disk
+from valv.keys import disk, folder
 from valv.keys.keyd import Keyd
 from valv.keys.memory import protect_process
 from valv.keys.roles import Roles
 from valv.keys.server import Server
-from valv.keys.store import Store
-from valv.ports.keys import Keyring, RootKey
+from valv.ports.keys import Keyring
 
 SOCKET: Final = "keyd.sock"
 BACKLOG: Final = 128
@@ -46,7 +46,7 @@ def create(config: Config, passphrase: bytes, keyring: Keyring | None = None) ->
     All at once or not at all. Where root makes the node, the folder is given to the key holder's user. Raises
     `ConflictFault` where there is a key folder already: keys are never overwritten.
     """
-    keyring = keyring or _keyring(config)
+    keyring = keyring or keyring_of(config)
     path = config.path(config.keys.path)
     if path.exists():
         raise ConflictFault(f"{path} exists", "keys are never overwritten; choose another keys.path")
@@ -55,26 +55,19 @@ def create(config: Config, passphrase: bytes, keyring: Keyring | None = None) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir(mode=0o700)
         try:
-            root = keyring.create(fresh, passphrase)
+            root = folder.create(fresh, config.node.name, keyring, passphrase)
             try:
-                _fill(fresh, path, config, root)
+                if os.geteuid() == 0:
+                    give(fresh, config.processes.uid_base + 1)
+                fresh.rename(path)
+                disk.sync_folder(path.parent)
             except BaseException:
-                keyring.discard(fresh, passphrase)
+                folder.discard(fresh, root)
                 raise
-            finally:
-                root.wipe()
+            root.wipe()
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
-
-
-def _fill(fresh: Path, path: Path, config: Config, root: RootKey) -> None:
-    """Put the node's keys into the folder `fresh`, and that in its place."""
-    Store.create(fresh, config.node.name, root)
-    if os.geteuid() == 0:
-        _give(fresh, config.processes.uid_base + 1)
-    fresh.rename(path)
-    disk.sync_folder(path.parent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,17 +90,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(config: Config, path: Path, listen_fd: int | None) -> None:
     roles = Roles.of(config)
-    keyd = Keyd(config.path(config.keys.path), config.node.name, roles, _keyring(config))
+    path_of_keys, places = config.path(config.keys.path), [config.backup(place) for place in config.keys.backup]
+    keyd = Keyd(path_of_keys, config.node.name, roles, keyring_of(config), backup=places)
     listener = _listen(path) if listen_fd is None else _inherit(listen_fd)
     server = Server(keyd, roles, listener)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     signal.signal(signal.SIGINT, lambda *_: server.stop())
     try:
-        if config.keys.passphrase_file:
-            keyd.unseal(_passphrase(config.path(config.keys.passphrase_file)))
+        opens = bool(config.keys.passphrase_file) and folder.unsealing(path_of_keys) is None
+        if opens:
+            keyd.unseal(read_passphrase(config.path(config.keys.passphrase_file)))
             if not keyd.locked_in_memory:
                 log.warning("the root key may be swapped out: raise the limit on locked memory (ulimit -l)")
-        log.info("key holder ready, %s", "open" if config.keys.passphrase_file else "locked")
+        log.info("key holder ready, %s", "open" if opens else "locked")
         server.serve()
     finally:
         listener.close()
@@ -124,12 +119,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _keyring(config: Config) -> Keyring:
+def keyring_of(config: Config) -> Keyring:
+    """The backend that the configuration names."""
     made: Keyring = backend("keys", config.keys.backend)(config.keys)
     return made
 
 
-def _passphrase(path: Path) -> bytes:
+def read_passphrase(path: Path) -> bytes:
     """The first line of the file."""
     return disk.read(path).split(b"\n", 1)[0].rstrip(b"\r")
 
@@ -168,7 +164,8 @@ def _inherit(descriptor: int) -> socket.socket:
     return listener
 
 
-def _give(folder: Path, uid: int) -> None:
+def give(folder: Path, uid: int) -> None:
+    """Make all of a key folder a user's own."""
     for path in (folder, *folder.rglob("*")):
         os.chown(path, uid, uid, follow_symlinks=False)
 

@@ -3,7 +3,8 @@
 Where root starts the node, the folders are shared out among its users (`confine.Users`):
 
     keys/            keyd alone, who also sees what its token needs (`keys.binds`; their owners stay as they are)
-    db/ store/       serve and worker, by the node's group; mounts and readers may read the store
+    db/ store/       serve and worker, by the node's group; mounts and readers may read the store,
+                     who encrypts a file anew may write to it
     runtime folder   sockets, by the node's group; nobody may remove what is another's (sticky)
     valv.toml        all may read it; it holds no secret
 
@@ -43,6 +44,9 @@ def prepare(config: Config, users: Users) -> None:
         _folder(Path(config.home, LOG), 0o750)
         for folder in (Path(config.home, "db"), config.path(config.storage.path), config.path(config.mail.folder)):
             folder.mkdir(exist_ok=True, parents=True)
+        for place in config.keys.backup:
+            if config.path(place).is_dir():
+                _folder(config.backup(place), 0o700, owner=users.keyd if users.root else None)
         if users.root:
             _share(config, users)
         _copy_secrets(config, users)
@@ -66,8 +70,9 @@ def views(config: Config, users: Users) -> dict[str, View]:
             network=network,
         )
 
+    far = config.keys.backend == "barbican"  # the one backend whose keys are asked for over the network
     found = {
-        "keyd": view("keyd", users.keyd, [config.path(config.keys.path)], bound(config), network=False),
+        "keyd": view("keyd", users.keyd, [config.path(config.keys.path), *backups(config)], bound(config), network=far),
         "worker": view("worker", users.worker, [*data, config.path(config.mail.folder)], network=True),
         "serve": view("serve", users.serve, data, network=True),
     }
@@ -75,14 +80,20 @@ def views(config: Config, users: Users) -> dict[str, View]:
         runtime = config.runtime
         found["launcher"] = View(
             uid=None,
-            read=confine.same(toml, store, runtime),
-            write=((confine.runs(config), INSIDE), *confine.same(Path("/proc"), Path("/sys"))),
+            read=confine.same(toml, runtime),
+            write=((confine.runs(config), INSIDE), *confine.same(store, Path("/proc"), Path("/sys"))),
             devices=(Path("/dev/fuse"),),
             own_proc=False,
             whole_etc=True,
             capabilities=confine.LAUNCHER,
         )
     return found
+
+
+def backups(config: Config) -> list[Path]:
+    """This node's folders in the places of the key backup that are there. One that is away is written later."""
+    found = [config.backup(place) for place in config.keys.backup]
+    return [path for path in found if path.exists()]
 
 
 def bound(config: Config) -> Pairs:

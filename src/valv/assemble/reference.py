@@ -20,6 +20,7 @@ from valv.assemble.explore import SAMPLES, Sample, explore
 from valv.assemble.policies import load_policies
 from valv.assemble.rights import ACTOR_TEXTS, ACTORS, answer, classes_of, table
 from valv.config import SECTIONS
+from valv.core import custody
 from valv.core.actions import ACTIONS
 from valv.core.authorize import Policies
 from valv.core.process import command_name, tag
@@ -136,8 +137,8 @@ def _cell(text: str) -> str:
 def events() -> str:
     """`tests/golden/events.tsv`: the wire format, one line per field. A field may be added only with a default."""
     lines = ["tag\tfield\tdefault"]
-    for sample in SAMPLES:
-        for kind in get_args(sample.process.Events):
+    for process in (*(sample.process for sample in SAMPLES), custody):
+        for kind in get_args(process.Events):
             fields = msgspec.structs.fields(kind)
             lines.extend(f"{tag(kind)}\t{field.encode_name}\t{'no' if field.required else 'yes'}" for field in fields)
             if not fields:

@@ -65,6 +65,18 @@ def create(
         list[str] | None,
         typer.Option(metavar="PATH", help="What that library needs. Again for more.", show_default=False),
     ] = None,
+    barbican_cloud: Annotated[
+        str, typer.Option(metavar="NAME", help="Keep the root key in this cloud's Barbican.", show_default=False)
+    ] = "",
+    barbican_clouds_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="clouds.yaml with an application credential.", show_default=False),
+    ] = None,
+    barbican_key: Annotated[str, typer.Option(metavar="NAME", help="The root key's name there.")] = "valv",
+    backup: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="A place of the key backup. Again for more.", show_default=False),
+    ] = None,
 ) -> None:
     """Make a new node: its configuration, keys and empty database (an operator, on the machine itself).
 
@@ -77,6 +89,13 @@ def create(
             raise InputFault("a root key in a token needs its label and PIN", "add --pkcs11-token and --ask-passphrase")
         keys = {"backend": "pkcs11", "module": str(pkcs11_module), "token": pkcs11_token, "key": pkcs11_key}
         keys["binds"] = pkcs11_bind or []
+    if barbican_cloud:
+        if keys or barbican_clouds_file is None:
+            raise InputFault("the root key in Barbican needs its cloud's file", "add --barbican-clouds-file")
+        clouds = str(barbican_clouds_file.resolve())
+        keys = {"backend": "barbican", "cloud": barbican_cloud, "clouds_file": clouds, "key": barbican_key}
+    if backup:
+        keys["backup"] = [str(place.resolve()) for place in backup]
     passphrase = b""
     if ask_passphrase or passphrase_file:
         passphrase = screen.hidden("Passphrase", passphrase_file, "--passphrase-file", twice=True).encode()

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from valv.cli import rotation
 from valv.cli.command import Local, command, group
+from valv.cli.unsealing import keys as keys
 
 app = group("Operate a node.")
-keys = group("Open the node's keys.")
 config = group("Check a configuration.")
+keys.add_typer(rotation.app)
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The node's folder.", show_default=False)]
 
 
@@ -36,21 +38,6 @@ def demo(
 def doctor(screen: Local, directory: Directory) -> None:
     """Look at a node, its machine and its processes; each fault with what to do about it."""
     raise typer.Exit(screen.operator.doctor(directory))
-
-
-@command(keys, "unseal", action="node.unseal", example="valv keys unseal /srv/valv")
-def unseal(
-    screen: Local,
-    directory: Directory,
-    passphrase_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read the passphrase from a file.", show_default=False)
-    ] = None,
-) -> None:
-    """Open the keys of a node that was started locked. The passphrase is asked for without echo."""
-    passphrase = screen.hidden("Passphrase", passphrase_file, "--passphrase-file")
-    screen.operator.unseal(directory, passphrase.encode())
-    if not screen.answer({"open": True}):
-        screen.note("The node's keys are open.")
 
 
 @command(config, "check", action="node.operate", example="valv config check /srv/valv/valv.toml")

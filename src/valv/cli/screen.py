@@ -83,18 +83,20 @@ class Screen:
                 print(f"{'':<{width}}  {line}".rstrip())
 
     @contextmanager
-    def progress(self, title: str, total: int | None) -> Iterator[Advance]:
+    def progress(self, title: str, total: int | None, *, counted: bool = False) -> Iterator[Advance]:
         """A bar over `total` bytes (None: not known) for the block; the block calls what it gets with the bytes done.
-        Without a terminal nothing is drawn."""
+        `counted`: the bar is over things and not over bytes. Without a terminal nothing is drawn."""
         if self.quiet or not sys.stderr.isatty():
             yield lambda _: None
             return
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
         from rich.progress import TransferSpeedColumn as Speed
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(True), Speed())
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+        amount: list[ProgressColumn] = [MofNCompleteColumn()] if counted else [DownloadColumn(True), Speed()]
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), *amount)
+        with Progress(*columns, Remaining(), console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task(plain(title), total=total)
             yield lambda count: bars.update(task, advance=count)
 

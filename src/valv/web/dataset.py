@@ -36,7 +36,12 @@ def _page(
     # Whoever lacks only a fresh second factor is offered the assessment, and asked for the factor first.
     lacking = permitted(visit.node, visit.who, "dataset.assess", resource)
     open_claim = next(
-        (v for v in reversed(page.state.versions) if v.claimed == "anonymised" and v.confirmed is None), None
+        (
+            found
+            for found in reversed(page.state.versions)
+            if found.claimed == "anonymised" and found.confirmed is None and not found.destroyed
+        ),
+        None,
     )
     return visit.page(
         "dataset.html",

@@ -40,6 +40,7 @@ PHASES: Final = {
     "received": "Received",
     "verified": "Verified",
     "refused": "Refused",
+    "destroyed": "Destroyed",
 }
 TONES: Final = {
     "approved": "good",
@@ -62,6 +63,7 @@ TONES: Final = {
     "ended": "busy",
     "arriving": "busy",
     "human": "warn",
+    "destroyed": "bad",
 }
 VERDICTS: Final = {"permitted": "Fits", "refused": "Does not fit", "human": "The committee decides"}
 MODES: Final = {"compute": "Compute inside the node", "download": "Encrypted download"}
@@ -71,6 +73,12 @@ AIMS: Final = {
     "disease": "Research on named diseases",
     "ancestry": "Population origins or ancestry",
     "methods": "Development of methods",
+}
+ACTS: Final = {
+    "custody.ceremony_held": "Ceremony",
+    "custody.destroyed": "Destruction",
+    "custody.drill_held": "Drill",
+    "custody.recovered": "Recovery",
 }
 ENDS: Final = {
     "exited": "The command ended by itself",
@@ -135,6 +143,8 @@ def consent(term: str) -> str:
 
 def standing(version: Version) -> str:
     """What class a version has, and why."""
+    if version.destroyed:
+        return "destroyed – nothing opens it any more"
     if version.effective == "anonymised":
         return "anonymised"
     if version.claimed == "anonymised":
@@ -158,4 +168,5 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "mode": lambda name: MODES[name],
     "aim": lambda name: AIMS[name],
     "end": lambda name: ENDS[name],
+    "act": lambda name: ACTS[name],
 }

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from valv.app import account, intake, ledger, outbox, permit, running, scan
-from valv.app.node import Node
+from valv.app import account, custody, intake, ledger, outbox, permit, rotating, running, scan
+from valv.app.node import Node, each
 from valv.app.operation import performs
 from valv.errors import ConflictFault, Fault, RefusedFault
 from valv.ports.compute import Compute, Reader
@@ -19,10 +19,13 @@ from valv.worker import mail
 log = logging.getLogger("valv.worker")
 
 RUNS = 0.1
+ROTATION = 0.1
 INTAKE = 0.3
 CHORES = 1.0
 EVIDENCE = 60.0
 """Seconds between two turns of each loop."""
+AGAIN = 2.0
+"""Seconds before a file whose encryption anew broke off is begun once more."""
 
 
 class Worker:
@@ -44,6 +47,9 @@ class Worker:
             ("runs", RUNS, self.runs),
             ("outputs", RUNS, self.outputs),
             ("intake", INTAKE, self.intake),
+            ("rotation", ROTATION, self.rotation),
+            ("rekeying", ROTATION, self.rekeying),
+            ("leavings", CHORES, self.leavings),
             ("chores", CHORES, self.chores),
             ("evidence", EVIDENCE, self.evidence),
         ):
@@ -95,10 +101,29 @@ class Worker:
         scan.step(self._node, self._reader)
 
     @performs("node.operate")
+    def rotation(self) -> None:
+        """Seal headers to new key pairs."""
+        rotating.seal(self._node)
+
+    @performs("node.operate")
+    def rekeying(self) -> None:
+        """Encrypt bodies anew. A loop of its own, so that a large file delays no other rotation."""
+        try:
+            rotating.encrypt(self._node, self._reader)
+        except Fault:
+            self._ended.wait(AGAIN)
+            raise
+
+    @performs("node.operate")
+    def leavings(self) -> None:
+        rotating.clear(self._node)
+
+    @performs("node.operate")
     def chores(self) -> None:
-        permit.expire_due(self._node)
-        ledger.checkpoint(self._node)
-        outbox.deliver(self._node, {**mail.TOPICS, "key.confirm": _confirm, "key.narrow": _narrow})
+        """Each of them also where another fails: what officers destroyed is gone even from a ledger that a restore set
+        back, which nobody signs any more."""
+        steps = (permit.expire_due, custody.follow, ledger.checkpoint, _deliver)
+        each(steps, lambda step: step(self._node))
 
     @performs("node.operate")
     def evidence(self) -> None:
@@ -107,8 +132,7 @@ class Worker:
             reads, self._reads = self._reads, {}
         for run_id, totals in reads.items():
             running.record_reads(self._node, run_id, totals)
-        intake.clear_dead(self._node)
-        account.clear_old(self._node)
+        each((intake.clear_dead, account.clear_old, custody.look_after), lambda step: step(self._node))
 
     @performs("node.operate")
     def lease(self, beat: Beat, uid: int) -> bool:
@@ -127,6 +151,10 @@ class Worker:
         return granted
 
 
+def _deliver(node: Node) -> int:
+    return outbox.deliver(node, TOPICS)
+
+
 def _confirm(node: Node, body: dict[str, Any]) -> None:
     try:
         node.keys.confirm(body["key_id"])
@@ -137,3 +165,13 @@ def _confirm(node: Node, body: dict[str, Any]) -> None:
 
 def _narrow(node: Node, body: dict[str, Any]) -> None:
     node.keys.narrow(body["key_id"])
+
+
+TOPICS: dict[str, Callable[[Node, dict[str, Any]], None]] = {
+    **mail.TOPICS,
+    "key.confirm": _confirm,
+    "key.narrow": _narrow,
+    "body.delete": custody.delete_bodies,
+    "destruction.certify": custody.certify,
+}
+"""What the outbox delivers, and how."""
