@@ -19,6 +19,7 @@ from tests.conftest import RunningNode
 from valv.assemble import up
 from valv.config import Config
 from valv.formats import crypt4gh
+from valv.keys import recovery
 from valv.keys.file import FileKeyring
 from valv.keys.store import Store
 
@@ -64,6 +65,10 @@ def secrets_of(config: Config, folder: Path) -> dict[str, bytes]:
     with root._root.view() as view:
         found["root key"] = bytes(view)
     found |= {"intake key": store.intake_private(), "ledger key": store.log_private()}
+    given = recovery.read(living)
+    assert given is not None, "no ceremony was held"
+    with given.key(root)._root.view() as view:
+        found["recovery key"] = bytes(view)
     for key_id in (path.stem for path in (living / "keys").glob("*.json")):
         for number, key in enumerate(store.unlock(key_id)[1]):
             found[f"private key {number} of {key_id}"] = key
@@ -75,8 +80,8 @@ def secrets_of(config: Config, folder: Path) -> dict[str, bytes]:
             for ident, header in database.execute(f"select id, header from {table} where header is not null"):
                 for number, key in enumerate(crypt4gh.open_header(header, private).data_keys):
                     found[f"data key {number} of {table} {ident}"] = key
-    assert SENT_KEY in found.values(), "the keys of the headers were not really found"
-    return found | {"data key of a bent file": BENT_KEY}
+    assert any(name.startswith("data key") for name in found), "the keys of the headers were not really found"
+    return found | {"data key of a file as it was sent": SENT_KEY, "data key of a bent file": BENT_KEY}
 
 
 # --- where it is searched --------------------------------------------------------------------------------------------

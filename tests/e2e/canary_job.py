@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from tests.e2e import work
 from tests.e2e.canary import BENT_KEY, SENT_KEY, WRONG_PASSPHRASE, Job, look_at, named
+from tests.officers import Officers
 from valv.assemble import up
 from valv.assemble.demo import COMMITTEE
 from valv.assemble.sockets import KEYD
@@ -47,6 +48,7 @@ def do(job: Job, folder: Path) -> None:
         work.deposit(carin, data, name, data_class, ["HMB"])
     work.confirm_anonymous(node, opened)
     crash(job, "keyd", signal.SIGSEGV)
+    job.keys |= custody(job)
     permit = work.permit(node, closed, "compute")
     running = rikard.post("/runs", {"permit": permit, "command": ["sh", "-c", f"cat /data/{closed}/*; sleep 600"]})
     rikard.wait(f"/runs/{running['run_id']}", lambda found: found["state"]["phase"], ("running",))
@@ -57,6 +59,7 @@ def do(job: Job, folder: Path) -> None:
     got = work.release(node, done, {"count.txt"})
     assert got["count.txt"].strip() == b"300000"
     download(rikard, work.permit(node, opened, "download"), {"plain.txt": 200_000, "sent.txt": 100_000})
+    rekey(job, closed)
     ask_api_wrong_things(job, folder, node_key)
     ask_keyd_wrong_things(job, closed, opened)
     for name, number in (("worker", signal.SIGABRT), ("serve", signal.SIGSEGV), ("keyd", signal.SIGABRT)):
@@ -67,6 +70,25 @@ def do(job: Job, folder: Path) -> None:
         time.sleep(0.3)
     audun.content("/ledger/export")
     carin.content(f"/datasets/{closed}/history")
+
+
+def custody(job: Job) -> dict[str, bytes]:
+    """A ceremony, and a drill in which the officers' shares pass through the key holder: what they must not leave."""
+    officers = Officers(job.config.node.name)
+    client = KeydClient(job.config.runtime / KEYD)
+    job.said.append(("minutes", client.order(officers.ceremony(), []).encode()))
+    words = officers.words(client, "anna", "eva")
+    job.said.append(("minutes", client.order(officers.order("drill", "anna", "eva"), words).encode()))
+    client.close()
+    found = {f"key of {name}": key for name, key in officers.private.items()}
+    return found | {f"share {number}": share.encode() for number, share in enumerate(words)}
+
+
+def rekey(job: Job, dataset: str) -> None:
+    """All files anew, through a process that has both data keys."""
+    operator = listened(job, "olof")
+    (ident,) = operator.post("/rotations", {"dataset": dataset, "aim": "rekey", "reason": "A drill."})["rotation_ids"]
+    operator.wait(f"/rotations/{ident}", lambda found: found["state"]["phase"], ("done",))
 
 
 def listened(job: Job, name: str) -> Any:

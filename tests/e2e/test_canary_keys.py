@@ -46,7 +46,7 @@ from valv.assemble import demo, up
 from valv.assemble.doctor import doctor
 from valv.errors import Fault
 
-HOLDERS = ("keyd", "mount", "read", "serve", "worker", "collect")
+HOLDERS = ("keyd", "mount", "read", "serve", "worker", "collect", "rekey")
 """Processes that have a private key or a data key in memory at some time."""
 
 
@@ -68,7 +68,7 @@ def job() -> Iterator[Job]:
                 watcher.start()
                 try:
                     canary_job.do(job, Path(aside))
-                    job.keys = secrets_of(config, Path(aside))
+                    job.keys |= secrets_of(config, Path(aside))
                     yield job
                 finally:
                     ended.set()

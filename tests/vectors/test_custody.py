@@ -18,6 +18,7 @@ from valv.formats import minutes, note, officer, order, shares
 from valv.formats.officer import Officer
 from valv.keys import recovery
 from valv.keys.file import SecretRoot
+from valv.keys.memory import Secret
 from valv.keys.store import Store
 
 VECTORS = Path(__file__).parents[2] / "vectors"
@@ -149,7 +150,7 @@ def test_the_key_backup(case: dict[str, Any], tmp_path: Path) -> None:
     assert given is not None and given.threshold == 2
     some = [shares.unseal(given.shares[name], make.private(name)) for name in ("bo", "eva")]
     assert shares.combine(some).hex() == case["recovery_key"]
-    store = Store(folder, SecretRoot(shares.combine(some)))
+    store = Store(folder, SecretRoot(Secret(shares.combine(some))))
     try:
         assert store.intake_private().hex() == case["intake"] and store.log_private().hex() == case["ledger"]
         assert {key: [one.hex() for one in store.unlock(key)[1]] for key in store.key_ids} == case["keys"]

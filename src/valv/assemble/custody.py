@@ -19,7 +19,7 @@ from valv.cli.operator import StoredVersion
 from valv.config import Config
 from valv.core.custody import STREAM_ID, Custody
 from valv.db.database import Database
-from valv.errors import ConflictFault, Fault, MissingFault
+from valv.errors import ConflictFault, Fault, IntegrityFault, MissingFault
 from valv.keys import folder, recover
 from valv.keys.client import KeydClient
 from valv.ports.keys import KeyCustody, KeyStatus, SealedShares
@@ -95,8 +95,14 @@ class Recovery:
         self._config = config
         self.name = config.node.name
         try:
-            with records(config).reading() as unit:
+            database = records(config)
+            report = database.verify(vkey=recover.log_key(self._place))
+            if not report.ok:
+                raise IntegrityFault(f"the node's ledger is not the one that was signed: {report.fault}", RESTORE)
+            with database.reading() as unit:
                 events = unit.events(CUSTODY.stream(STREAM_ID))
+        except IntegrityFault:
+            raise
         except Fault as fault:
             raise MissingFault(f"the node's ledger cannot be read: {fault.detail}", RESTORE) from None
         state = CUSTODY.fold(events)

@@ -93,7 +93,7 @@ class Keyd:
                 return public
             case messages.ResealWithin():
                 record, privates = self._store.unlock(request.key_id)
-                return [crypt4gh.reseal(header, privates[::-1], [record.public]) for header in request.headers]
+                return crypt4gh.reseal_all(request.headers, privates[::-1], [record.public])
             case messages.Retire():
                 self._retire(request)
             case messages.Adopt():

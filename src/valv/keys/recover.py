@@ -33,6 +33,13 @@ def sealed_share(place: Path, officer: str) -> bytes:
     return found
 
 
+def log_key(place: Path) -> str:
+    """The C2SP verifier key of the ledger that belongs to this key backup. It is authenticated only when the backup is
+    opened."""
+    node = Store.named(place / generation_name(folder.newest(place)))
+    return note.verifier_key(node.name, node.log_public)
+
+
 def recover(
     place: Path,
     path: Path,

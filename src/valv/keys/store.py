@@ -174,6 +174,11 @@ class Store:
         disk.write(path / "checkpoint.json", _seal("checkpoint.json", Checkpoint(0, merkle.EMPTY_ROOT), root))
         disk.write(path / "custody.json", _seal("custody.json", (), root))
 
+    @staticmethod
+    def named(path: Path) -> NodeRecord:
+        """What `path` says of its node, without the root key that would prove it."""
+        return _decode(disk.read(path / "node.json"), NodeRecord, path / "node.json")
+
     def copy_keys(self, path: Path, root: RootKey, without: frozenset[str] = frozenset()) -> dict[str, int]:
         """Begin `copy` while others go on: the keys alone. Returns their versions, which may be overtaken meanwhile."""
         with disk.storage_faults(path):
