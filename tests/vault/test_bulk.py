@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -198,6 +199,15 @@ def test_a_reader_that_goes_away_ends_the_work() -> None:
     feeding.join(60)
     for descriptor in (feeder, quiet, result):
         os.close(descriptor)
+
+
+def test_pipes_are_widened() -> None:
+    most = int(Path("/proc/sys/fs/pipe-max-size").read_text())
+    out, made = os.pipe()
+    StreamSource(out), StreamSink(made)
+    assert fcntl.fcntl(made, fcntl.F_GETPIPE_SZ) == min(1 << 20, most)
+    os.close(out)
+    os.close(made)
 
 
 def test_a_file_opened_to_append_is_written_in_order(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ TREE: dict[str, Entry] = {
     "up": Entry("Operate a node", "operate", "Start a node and keep it going."),
     "demo": Entry("Operate a node", "operate", "A demonstration node that walks the whole loop."),
     "doctor": Entry("Operate a node", "operate", "Find out what is wrong with a node."),
-    "keys": Entry("Operate a node", "operate", "Open the node's keys.", "keys"),
+    "keys": Entry("Operate a node", "operate", "The node's keys and their officers.", "keys"),
     "config": Entry("Operate a node", "operate", "Check a configuration.", "config"),
 }
 

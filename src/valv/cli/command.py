@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from valv.cli import profile as profiles
 from valv.cli.operator import Operator
 from valv.cli.screen import Screen, show_fault
 from valv.errors import Fault, InputFault, InternalFault, MissingFault
 
 if TYPE_CHECKING:
     from valv.cli.client import Client
+    from valv.cli.profile import Profile
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No remarks and no progress.")]
@@ -58,6 +58,8 @@ class Local(Screen):
     def hidden(self, question: str, file: Path | None, option: str, *, twice: bool = False) -> str:
         """A secret from a file, or asked for without echo."""
         if file is not None:
+            from valv.cli import profile as profiles
+
             return profiles.first_line(file, question.lower())
         if not self.interactive:
             raise InputFault(f"{question}: nobody can be asked here", f"give it in a file: {option} FILE")
@@ -68,6 +70,8 @@ class Door(Local):
     """A screen with the node behind it."""
 
     def __init__(self, start: Start, *, as_json: bool, quiet: bool, profile: Path | None) -> None:
+        from valv.cli import profile as profiles
+
         super().__init__(start, as_json=as_json, quiet=quiet)
         self.profile_file = profile or start.profile or profiles.default()
         self._client: Client | None = None
@@ -75,10 +79,12 @@ class Door(Local):
     @property
     def client(self) -> Client:
         if self._client is None:
+            from valv.cli import profile as profiles
+
             self._client = self.connect(profiles.load(self.profile_file))
         return self._client
 
-    def connect(self, profile: profiles.Profile) -> Client:
+    def connect(self, profile: Profile) -> Client:
         from valv.cli.client import Client
 
         return Client(profile, self._code if self.interactive else None)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from valv.cli import arriving
 from valv.cli.command import HERE, Local, command, group
 from valv.cli.text import read_size, size
 from valv.errors import InputFault, KeyFault
@@ -60,6 +59,7 @@ def keygen(
     ] = False,
 ) -> None:
     """Make a key pair: NAME.pub to give away, NAME.sec to keep. The private key is locked by a passphrase."""
+    from valv.cli import arriving
     from valv.formats import crypt4gh, keyfile
 
     public, private = name.with_name(f"{name.name}.pub"), name.with_name(f"{name.name}.sec")
@@ -330,5 +330,7 @@ def _target(file: Path) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    from valv.cli import arriving
+
     with arriving.fresh(file) as target:
         yield target

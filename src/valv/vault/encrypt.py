@@ -42,24 +42,32 @@ class Encryptor:
         self._aead = ChaCha20Poly1305(data_key)
         self._out = SealingWriter(writer, seal_writer)
         self._digest = Digest()
-        self._plain = memoryview(bytearray(_BATCH_PLAIN))
-        self._other = memoryview(bytearray(_BATCH_PLAIN))  # is filled while the first is still being hashed
+        self._rooms: list[memoryview] = []  # the last one is filled while the other is still being hashed
         self._filled = 0
 
     def write(self, data: Buffer) -> None:
+        """Whole batches are encrypted where they lie. The caller may change `data` when this returns."""
         rest = memoryview(data).cast("B")
+        lent = False
         while rest:
+            if not self._filled and len(rest) >= _BATCH_PLAIN:
+                self._encrypt(rest[:_BATCH_PLAIN])
+                lent = True
+                rest = rest[_BATCH_PLAIN:]
+                continue
             count = min(len(rest), _BATCH_PLAIN - self._filled)
-            self._plain[self._filled : self._filled + count] = rest[:count]
+            self._room()[self._filled : self._filled + count] = rest[:count]
             self._filled += count
             rest = rest[count:]
             if self._filled == _BATCH_PLAIN:
-                self._encrypt()
+                self._encrypt_room()
+        if lent:
+            self._digest.wait()
 
     def finish(self) -> Sealed:
         """Encrypt what is left and commit the sidecar and the body; they are durable when this returns."""
         if self._filled:
-            self._encrypt()
+            self._encrypt_room()
         sha256 = self._digest.finish()
         body = self._out.finish()
         return Sealed(
@@ -76,18 +84,28 @@ class Encryptor:
         self._digest.close()
         self._out.abort()
 
-    def _encrypt(self) -> None:
-        self._digest.update(self._plain[: self._filled])
+    def _room(self) -> memoryview:
+        """Where small pieces are gathered; who writes whole batches needs none."""
+        if not self._rooms:
+            self._rooms = [memoryview(bytearray(_BATCH_PLAIN)) for _ in range(2)]
+        return self._rooms[-1]
+
+    def _encrypt_room(self) -> None:
+        self._encrypt(self._room()[: self._filled])
+        self._filled = 0
+        self._rooms.reverse()
+
+    def _encrypt(self, batch: memoryview) -> None:
+        """`batch` must stay as it is until the digest was waited for."""
+        self._digest.update(batch)
         cipher = self._out.buffer()
         nonces = secrets.token_bytes(NONCE * BATCH)
         end = 0
-        for number, start in enumerate(range(0, self._filled, SEGMENT)):
-            plain = self._plain[start : min(start + SEGMENT, self._filled)]
+        for number, start in enumerate(range(0, len(batch), SEGMENT)):
+            plain = batch[start : start + SEGMENT]
             nonce = nonces[NONCE * number : NONCE * (number + 1)]
             at = number * CIPHER_SEGMENT
             end = at + len(plain) + OVERHEAD
             cipher[at : at + NONCE] = nonce
             self._aead.encrypt_into(nonce, plain, None, cipher[at + NONCE : end])
-        self._filled = 0
-        self._plain, self._other = self._other, self._plain
         self._out.put(end)

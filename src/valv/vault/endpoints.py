@@ -7,11 +7,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import BinaryIO, Final, Protocol
 
 from typing_extensions import Buffer
 
 _PEEK: Final = 1 << 16
+_PIPE: Final = 1 << 20
+"""What a pipe is asked to hold, the most that Linux gives anybody: its two ends then take turns seldom."""
 
 
 class Source(Protocol):
@@ -104,6 +107,7 @@ class StreamSource:
     in_order = True
 
     def __init__(self, stream: BinaryIO | int) -> None:
+        _widen(stream)
         self._stream = stream
         self._ahead = b""
         self._at = 0
@@ -182,6 +186,7 @@ class StreamSink:
     in_order = True
 
     def __init__(self, stream: BinaryIO | int) -> None:
+        _widen(stream)
         self._stream = stream
 
     def direct(self, _at: int, _length: int, /) -> memoryview | None:
@@ -239,6 +244,13 @@ def sink_of(stream: BinaryIO) -> Sink:
     if stat.S_ISREG(os.fstat(descriptor).st_mode) and not appends:
         return FileSink(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
     return StreamSink(descriptor)
+
+
+def _widen(stream: BinaryIO | int) -> None:
+    """Where it is a pipe, and the system lets it grow."""
+    if isinstance(stream, int):
+        with suppress(OSError):
+            fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, _PIPE)
 
 
 def _descriptor(stream: BinaryIO) -> int | None:

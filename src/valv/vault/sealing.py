@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -14,6 +15,7 @@ from valv.formats.crypt4gh import CIPHER_SEGMENT
 from valv.formats.hashtree import TreeBuilder
 from valv.formats.seal import LEAF_PAIRS, SealBuilder
 from valv.ports.storage import BodyWriter
+from valv.vault.bulk import cores
 
 BATCH: Final = LEAF_PAIRS
 """Segments that are worked on at a time, one group of the sidecar: large enough that Python's share of the work
@@ -33,33 +35,41 @@ class SealedBody(msgspec.Struct, frozen=True):
 
 
 class SealingWriter:
-    """Writes segments to `writer`, their pairs and hashes to `seal_writer`. For one thread; it hashes in another."""
+    """Writes segments to `writer`, their pairs and hashes to `seal_writer`. For one thread; it hashes in another where
+    there is a core for it beside the caller's and that of a `Digest`. On two cores a third thread would take from the
+    digest, which is the slowest part: an intake lost a tenth of its speed by it."""
 
     def __init__(self, writer: BodyWriter, seal_writer: BodyWriter) -> None:
         self._writer = writer
         self._seal_writer = seal_writer
         self._seal = SealBuilder()
         self._tree = TreeBuilder()
+        self._apart = cores() > 2
         self._thread: ThreadPoolExecutor | None = None
-        self._hashing: Future[bytes] | None = None
-        self._pairs = b""
+        self._hashing: deque[tuple[bytes, Future[bytes]]] = deque()  # the pairs and hashes of each batch
         self._cipher_size = 0
-        self._buffer = memoryview(bytearray(BATCH * CIPHER_SEGMENT))
+        self._buffers: deque[memoryview] = deque()  # one or two; the first is free
 
     def buffer(self) -> memoryview:
-        """Room for `BATCH` segments, to be filled and given to `put`; the same memory each time."""
-        self._settle()
-        return self._buffer
+        """Room for `BATCH` segments, to be filled and given to `put`; the same memory until then."""
+        self._settle(1)
+        if len(self._buffers) <= len(self._hashing):  # the last batch may still be hashed in the only one
+            self._buffers.appendleft(memoryview(bytearray(BATCH * CIPHER_SEGMENT)))
+        return self._buffers[0]
 
     def put(self, length: int) -> None:
         """Take the first `length` bytes of the buffer: `BATCH` full segments, only the body's last batch may have
         fewer and its last segment be shorter."""
-        cipher = self._buffer[:length]
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "hash-tree")
-        self._hashing = self._thread.submit(hashtree.hashes, cipher)
-        self._pairs = seal.pairs_of(cipher)
-        self._seal.add(self._pairs)
+        cipher = self._buffers[0][:length]
+        self._buffers.rotate(-1)
+        pairs = seal.pairs_of(cipher)
+        if self._apart:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "hash-tree")
+            self._hashing.append((pairs, self._thread.submit(hashtree.hashes, cipher)))
+        else:
+            self._list(pairs, hashtree.hashes(cipher))
+        self._seal.add(pairs)
         self._cipher_size += length
         self._writer.write(cipher)
 
@@ -68,7 +78,7 @@ class SealingWriter:
         written; the caller deletes both names, of which the sidecar may already be there."""
         try:
             size = crypt4gh.plain_size(self._cipher_size)
-            self._settle()
+            self._settle(0)
             self._close()
             self._seal_writer.commit()
             self._writer.commit()
@@ -88,13 +98,15 @@ class SealingWriter:
         self._writer.abort()
         self._seal_writer.abort()
 
-    def _settle(self) -> None:
-        """Wait until the last batch is hashed, and write its group of the sidecar."""
-        if self._hashing is not None:
-            hashes = self._hashing.result()
-            self._hashing = None
-            self._tree.add(hashes)
-            self._seal_writer.write(self._pairs + hashes)
+    def _settle(self, left: int) -> None:
+        """Wait until no more than `left` batches are to be hashed, and write the sidecar's groups of the others."""
+        while len(self._hashing) > left:
+            pairs, hashing = self._hashing.popleft()
+            self._list(pairs, hashing.result())
+
+    def _list(self, pairs: bytes, hashes: bytes) -> None:
+        self._tree.add(hashes)
+        self._seal_writer.write(pairs + hashes)
 
     def _close(self) -> None:
         if self._thread is not None:
