@@ -5,14 +5,15 @@ of the rounds counts, which other load on the machine disturbs least; the same r
 load took. Intake: plain bytes from a file into the store,
 with their digest, seal and hash tree; 0.7 of its speed is wanted, also where the old body is held against its hash
 tree, as that of a file that came encrypted is. Bulk: plain bytes from file to file, without any of these. Growth: time
-against that of eight files of an eighth of the size. Small file: through the launcher, with the start of the process.
+against that of eight files of an eighth of the size. Small files: 2,000 of 16 KiB, taken in and encrypted anew file by
+file, headers re-sealed in the same process; the same through the launcher and the key holder, with the start of the
+processes, on the disk.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,18 +28,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.compute import stand
 from valv.cli.text import read_size, size
+from valv.errors import Fault
+from valv.formats import crypt4gh
 from valv.formats.crypt4gh import KeyPair, generate_keypair
 from valv.formats.seal import sidecar
-from valv.ports.compute import MountedFile
+from valv.ports.compute import MOST_REKEYED, MountedFile
 from valv.ports.storage import Place
 from valv.storage.local import LocalStorage
 from valv.vault import bulk
 from valv.vault.encrypt import Encryptor
 from valv.vault.endpoints import FileSink, FileSource
-from valv.vault.rekey import rekey
+from valv.vault.rekey import rekey, rekey_each
 
 ROUNDS = 5
-SMALL_ROUNDS = 15
+SMALL = 16 << 10
+SMALLS = 2000
 PARTS = 8
 PIECE = 4 << 20
 WANTED = 0.7
@@ -79,7 +83,8 @@ class Ground:
     def take_in(self, name: str, count: int | None = None) -> MountedFile:
         """Encrypt the first `count` bytes of the file into the store."""
         encryptor = Encryptor(self.store.writer(name), self.store.writer(sidecar(name)), self.keys.public)
-        buffer, left = memoryview(bytearray(PIECE)), self.count if count is None else count
+        left = self.count if count is None else count
+        buffer = memoryview(bytearray(min(PIECE, left)))
         with (self.folder / "plain").open("rb", buffering=0) as plain:
             while left and (found := plain.readinto(buffer[: min(PIECE, left)])):
                 encryptor.write(buffer[:found])
@@ -96,6 +101,19 @@ class Ground:
             self.clear()
             rekey(self.store, file, file.header, self.keys.private, public_key=self.keys.public, body="new")
 
+    def take_in_small(self, prefix: str) -> list[MountedFile]:
+        return [self.take_in(f"{prefix}-{number}", SMALL) for number in range(SMALLS)]
+
+    def rekey_small(self, files: list[MountedFile]) -> None:
+        def reseal(file: MountedFile, public: bytes) -> bytes:
+            return crypt4gh.reseal(file.header, [self.keys.private], [public])
+
+        for batch in batches(files):
+            named = [(file, f"new-{file.body}") for file in batch]
+            answers = rekey_each(self.store, named, reseal, public_key=self.keys.public)
+            if any(isinstance(made, Fault) for made in answers):
+                raise SystemExit("a file was not encrypted anew")
+
     def peak(self, file: MountedFile) -> int:
         """MiB of a whole process that rekeys this file."""
         given = msgspec.json.encode((file, self.keys.private, self.keys.public))
@@ -108,9 +126,9 @@ class Ground:
     def clear(self) -> None:
         """Remove what a round made."""
         (self.folder / "cipher").unlink(missing_ok=True)
-        for name in ("new", "taken"):
-            self.store.delete(name)
-            self.store.delete(sidecar(name))
+        for name in list(self.store.names()):
+            if name.startswith(("new", "taken")):
+                self.store.delete(name)
 
 
 class Taken:
@@ -135,18 +153,22 @@ def best(ground: Ground, *works: Callable[[], object]) -> list[Taken]:
     return taken
 
 
-def small_file() -> float:
-    """Seconds, median, from asking the launcher until the new body of one segment is there."""
-    times = []
+def batches(files: list[MountedFile]) -> list[list[MountedFile]]:
+    return [files[at : at + MOST_REKEYED] for at in range(0, len(files), MOST_REKEYED)]
+
+
+def launched() -> float:
+    """Seconds from asking the launcher for the first of the small files until the new bodies of all are there."""
     with stand.running() as node:
-        file, public = node("put", "set/x", b"x"), generate_keypair().public
-        for turn in range(SMALL_ROUNDS):
-            began = time.perf_counter()
+        file, public = node("put", "set/x", bytes(SMALL)), generate_keypair().public
+        began = time.perf_counter()
+        for turn, batch in enumerate(batches([file] * SMALLS)):
             token, uid = node("reader.reserve")
             node("keyd.grant", f"rekey-{turn}", [file.key_id], uid, 60.0)
-            node("reader.rekey", token, f"rekey-{turn}", file, public, f"new-{turn}")
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
+            named = [(one, f"new-{turn}-{number}") for number, one in enumerate(batch)]
+            if any(isinstance(made, Fault) for made in node("rekey_all", token, f"rekey-{turn}", named, public)):
+                raise SystemExit("a file was not encrypted anew")
+        return time.perf_counter() - began
 
 
 def main() -> int:
@@ -169,6 +191,8 @@ def main() -> int:
             lambda: ground.rekey(held),
             lambda: ground.rekey(held_part, PARTS),
         )
+        smalls = ground.take_in_small("small")
+        taken_in, anew = best(ground, lambda: ground.take_in_small("taken"), lambda: ground.rekey_small(smalls))
         peaks = [ground.peak(held_part), ground.peak(held)]
     print(f"{'':36}{'GB/s':>6}{'of intake':>12}{'of file to file':>18}{'by processor time':>20}")
     for name, one in (("encryption at intake", intake), ("encryption from file to file", files)):
@@ -180,10 +204,16 @@ def main() -> int:
     growth = treed.clock / short.clock
     print(f"\ntime for {size(count)} / {PARTS} times {size(part)}: {growth:.2f} (at most {MOST_GROWTH})")
     print(f"peak memory, {size(part)} / {size(count)}: {peaks[0]} / {peaks[1]} MiB (at most {MOST_MEMORY})")
-    print(f"a small file, through the launcher: {small_file() * 1e3:.0f} ms")
+    of_small = taken_in.clock / anew.clock
+    print(
+        f"{SMALLS} files of {size(SMALL)}, each: intake {taken_in.clock / SMALLS * 1e3:.2f} ms, "
+        f"rekey {anew.clock / SMALLS * 1e3:.2f} ms; {of_small:.2f} of intake (wanted {WANTED}), "
+        f"by processor time {taken_in.processor / anew.processor:.2f}"
+    )
+    print(f"the same through the launcher and the key holder: {launched() / SMALLS * 1e3:.1f} ms")
     slowest = intake.clock / max(sealed.clock, treed.clock)
     print(f"rekey / encryption at intake: {slowest:.2f} (wanted {WANTED})")
-    return 1 if slowest < WANTED or growth > MOST_GROWTH or max(peaks) > MOST_MEMORY else 0
+    return 1 if min(slowest, of_small) < WANTED or growth > MOST_GROWTH or max(peaks) > MOST_MEMORY else 0
 
 
 if __name__ == "__main__":

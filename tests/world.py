@@ -8,7 +8,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,21 +20,23 @@ import uvicorn
 
 from tests.keys import running as keyd
 from valv.api import app as api
-from valv.app import account, dataset, intake, outbox
+from valv.app import account, dataset, intake, outbox, rotating
 from valv.app import running as steps
 from valv.app.node import Node
 from valv.app.streams import DATASET, find
 from valv.assemble.policies import load_policies
 from valv.core.account import Role
 from valv.db.database import Database
+from valv.errors import Fault
 from valv.formats.crypt4gh import KeyPair, generate_keypair, open_header
 from valv.login.demo import DemoLogin
-from valv.ports.compute import MountedFile, Output, RunSpec, RunStatus, Skipped
+from valv.ports.compute import MountedFile, Output, Rekeyed, RunSpec, RunStatus, Skipped
 from valv.ports.keys import KeyHolder
 from valv.ports.storage import Place, Storage
 from valv.storage.local import LocalStorage
 from valv.vault.encrypt import Encryptor
 from valv.vault.reader import open_reader
+from valv.vault.rekey import rekey_each
 
 PASSWORD = "correct horse battery"
 COMMITTEE = "dac"
@@ -81,6 +83,14 @@ class DirectReader:
             yield from reader.chunks()
         finally:
             reader.close()
+
+    def rekey(
+        self, token: str, grant_id: str, files: Sequence[tuple[MountedFile, str]], public_key: bytes
+    ) -> Generator[Rekeyed | Fault, None, None]:
+        def reseal(file: MountedFile, public: bytes) -> bytes:
+            return self._keys.reseal(grant_id, file.key_id, file.header, public)
+
+        return rekey_each(self._storage, files, reseal, public_key=public_key)
 
     def probe(self) -> None:
         self._storage.usage()
@@ -254,12 +264,15 @@ class World:
     # --- the node's own steps, which its worker takes ---
 
     def work(self, outputs: Mapping[str, bytes] = {}) -> None:
-        """Publish what was handed in, run what was queued (leaving `outputs`), deliver what is for the keys."""
+        """Publish what was handed in, run what was queued (leaving `outputs`), go on with rotations, deliver what is
+        for the keys."""
         self.compute.outputs = dict(outputs)
         intake.process_submitted(self.worker, self.reader)
         steps.start_queued(self.worker, self.compute)
         steps.watch(self.worker, self.compute)
         steps.finish_ended(self.worker, self.compute)
+        rotating.seal(self.worker)
+        rotating.encrypt(self.worker, self.reader)
         keys = self.worker.keys
         topics: dict[str, Callable[[Node, dict[str, Any]], None]] = {
             "key.confirm": lambda _, body: keys.confirm(body["key_id"]),

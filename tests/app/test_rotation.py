@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -157,14 +157,81 @@ def test_every_live_version_at_once(s: Any, name: str) -> None:
 # --- stopping, and what cannot be taken along ---
 
 
-def test_a_stopped_rekeying_leaves_a_mix_that_the_next_one_takes_along(s: Any, name: str) -> None:
+class Watched:
+    """A real reader. `batches`: paths of the files that each `rekey` was asked for; `closed`: how many of them ended
+    before their last answer; `between` is called before each answer is given, with its number."""
+
+    def __init__(self, inner: Any, between: Callable[[int], None] = lambda _: None) -> None:
+        self._inner, self._between = inner, between
+        self.batches: list[list[str]] = []
+        self.closed = 0
+
+    def rekey(self, token: str, grant_id: str, files: Any, public_key: bytes) -> Iterator[Any]:
+        self.batches.append([file.path for file, _ in files])
+        with contextlib.closing(self._inner.rekey(token, grant_id, files, public_key)) as answers:
+            try:
+                for number, made in enumerate(answers):
+                    self._between(number)
+                    yield made
+            except GeneratorExit:
+                self.closed += 1
+                raise
+
+    def __getattr__(self, verb: str) -> Any:
+        return getattr(self._inner, verb)
+
+
+@pytest.fixture
+def watched(s: Any) -> Any:
+    return Watched(s.reader)
+
+
+def test_one_process_takes_many_files(s: Any, name: str, watched: Any) -> None:
     ident = order(s, name, "rekey")
-    turn(s)
-    turn(s)
-    command = new_id()
-    for _ in range(2):
-        rotation.stop(s.node, s.who("olle"), ident, command=command)
+    turn(s, reader=watched)
+    ((*paths,),) = watched.batches
+    assert sorted(paths) == sorted(row["path"] for row in rows_of(s, name)) and not watched.closed
+    assert rotation.show(s.node, s.who("olle"), ident).done == 4
+    assert s.rows("rotation_file") == []
+    assert finish(s, ident).phase == "done"
+    readable(s, name)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1, 1, 1, 1]), (30, [3, 1])])
+def test_a_batch_has_no_more_than_so_many_bytes(
+    s: Any, name: str, watched: Any, monkeypatch: pytest.MonkeyPatch, most: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(rotating, "BODIES", most)
+    ident = order(s, name, "rekey")
+    for _ in range(8):
+        turn(s, reader=watched)
+    assert sorted(map(len, watched.batches), reverse=True) == sizes or most > 1
+    assert sum(map(len, watched.batches)) == 4 and len(watched.batches) <= 4
+    lengths = {row["path"]: row["size"] for row in rows_of(s, name)}
+    for batch in watched.batches:
+        assert len(batch) == 1 or sum(lengths[path] for path in batch) <= most
+    assert finish(s, ident).phase == "done"
+    readable(s, name)
+
+
+def test_a_stopped_rekeying_leaves_a_mix_that_the_next_one_takes_along(s: Any, name: str) -> None:
+    """It is stopped while the answer for the third file is under way: nothing of this one and those after it stays."""
+    clear(s)
+    ident, command = order(s, name, "rekey"), new_id()
+    before = s.bodies()
+
+    def stop(number: int) -> None:
+        for _ in range(2 * (number == 2)):
+            rotation.stop(s.node, s.who("olle"), ident, command=command)
+
+    stopping: Any = Watched(s.reader, stop)
+    turn(s, reader=stopping)
+    assert stopping.closed == 1
     assert finish(s, ident).phase == "stopped"
+    assert s.rows("rotation_file") == []
+    clear(s)
+    taken = {row["body"] for row in rows_of(s, name) if row["pair"] == 2}
+    assert s.bodies() - before == taken | {sidecar(body) for body in taken}
     assert sorted(row["pair"] for row in rows_of(s, name)) == [1, 1, 2, 2]
     readable(s, name)
     sound(s)
@@ -214,8 +281,13 @@ def test_a_damaged_body_is_not_sealed_anew(s: Any, name: str) -> None:
     path.chmod(0o600)
     path.write_bytes(whole[:70_000] + bytes([whole[70_000] ^ 1]) + whole[70_001:])
     before = s.bodies()
-    failed = finish(s, order(s, name, "rekey"))
+    ident, watched = order(s, name, "rekey"), Watched(s.reader)
+    turn(s, reader=watched)
+    assert [len(batch) for batch in watched.batches] == [4] and not watched.closed, "the others go on without it"
+    failed = finish(s, ident)
     assert failed.phase == "failed" and failed.bodies == 3
+    shown = rotation.show(s.node, s.who("olle"), ident)
+    assert shown.why.startswith("1 files stay as they are.\na.txt: ") and "segment 1 " in shown.why
     assert len(s.bodies() - before) == 6, "nothing is left of the one that failed"
     path.write_bytes(whole)
     assert finish(s, order(s, name, "rekey")).phase == "done"
@@ -240,18 +312,10 @@ def test_a_destroyed_version_is_left_alone(s: Any, name: str, aim: str) -> None:
     ident = order(s, name, aim)
     before, bodies = s.bodies(), {row["body"] for row in rows_of(s, name)}
 
-    class Slow:
-        def rekey(self, *given: Any) -> Any:
-            made = s.reader.rekey(*given)
-            destroy(s, name)
-            return made
-
-        def __getattr__(self, verb: str) -> Any:
-            return getattr(s.reader, verb)
-
-    slow: Any = Slow()
     if aim == "rekey":
+        slow: Any = Watched(s.reader, lambda _: destroy(s, name))
         rotating.encrypt(s.worker, slow)
+        assert slow.closed == 1
     else:
         destroy(s, name)
     assert {row["body"] for row in rows_of(s, name)} == bodies
@@ -283,9 +347,16 @@ class Dying:
             self.strike()
             found = do(*args, **kwargs)
             self.strike()
-            return found
+            return self.each(found) if isinstance(found, Generator) else found
 
         return through
+
+    def each(self, answers: Generator[Any, None, None]) -> Iterator[Any]:
+        with contextlib.closing(answers):
+            for answer in answers:
+                self.strike()
+                yield answer
+                self.strike()
 
     def strike(self) -> None:
         self._left -= 1
@@ -378,15 +449,17 @@ def test_a_fault_that_passes_leaves_nothing(s: Any, name: str) -> None:
 
     ident = order(s, name, "rekey")
     before = s.bodies()
-    for verb, nth in (("writer", 1), ("writer", 2), ("write", 1), ("commit", 1), ("commit", 2)):
+    for verb, nth in (("writer", 1), ("writer", 2), ("write", 1), ("commit", 1), ("commit", 2), ("commit", 3)):
         storage: Any = FailingStorage(s.world.storage, verb, nth)
         reader = DirectReader(storage, s.reader._keys, s.reader._uid)
         with pytest.raises(FullFault):
-            for _ in range(2):  # the empty file has nothing to be written
-                rotating.encrypt(s.worker, reader)
+            rotating.encrypt(s.worker, reader)
         assert storage.failed
-    rotating.encrypt(s.worker, s.reader)
+    assert {row["fault"] for row in s.rows("rotation_file")} == {""}
+    rotating._give_up_begun(s.worker)
     clear(s)
-    assert len(s.bodies() - before) <= 2
+    taken = {row["body"] for row in rows_of(s, name) if row["pair"] == 2}
+    assert 0 < len(taken) < 4, "what was done before a fault stands"
+    assert s.bodies() - before == taken | {sidecar(body) for body in taken}
     assert finish(s, ident).phase == "done"
     readable(s, name)

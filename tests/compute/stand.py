@@ -37,7 +37,7 @@ from valv.errors import ComputeFault, Fault
 from valv.formats.crypt4gh import generate_keypair
 from valv.keys.client import KeydClient
 from valv.keys.file import Cost, FileKeyring
-from valv.ports.compute import Limits, MountedFile, Output, RunSpec, RunStatus, Skipped
+from valv.ports.compute import Limits, MountedFile, Output, Rekeyed, RunSpec, RunStatus, Skipped
 from valv.ports.lease import Beat
 from valv.ports.storage import Place
 from valv.storage.local import LocalStorage
@@ -118,6 +118,11 @@ class Steward:
 
     def read_all(self, token: str, grant_id: str, file: MountedFile) -> bytes:
         return b"".join(self.reader.read(token, grant_id, file))
+
+    def rekey_all(
+        self, token: str, grant_id: str, files: list[tuple[MountedFile, str]], public_key: bytes
+    ) -> list[Rekeyed | Fault]:
+        return list(self.reader.rekey(token, grant_id, files, public_key))
 
     def call(self, path: str, *arguments: Any, **named: Any) -> Any:
         """`compute.stop` and the like."""

@@ -32,13 +32,14 @@ from valv.errors import (
     FormatFault,
     InputFault,
     IntegrityFault,
+    KeyFault,
     MissingFault,
     RefusedFault,
     StorageFault,
     UnreachableFault,
 )
 from valv.formats.crypt4gh import KeyPair, build_header, generate_keypair, open_header
-from valv.ports.compute import MountedFile, Rekeyed
+from valv.ports.compute import MOST_REKEYED, MountedFile, Rekeyed
 from valv.vault.reader import open_reader
 
 BIG = 192 << 20
@@ -74,16 +75,23 @@ def new_files(node: Node) -> list[Path]:
     return list((node.home / "store" / "new").iterdir())
 
 
-def granted(node: Node, file: MountedFile) -> tuple[str, str]:
+def granted(node: Node, *files: MountedFile) -> tuple[str, str]:
     """A token and a grant for its user."""
     token, uid = node("reader.reserve")
     grant = f"rekey-{os.urandom(6).hex()}"
-    node("keyd.grant", grant, [file.key_id], uid, 60.0)
+    node("keyd.grant", grant, [file.key_id for file in files], uid, 60.0)
     return token, grant
 
 
 def rekeyed(node: Node, file: MountedFile, public: bytes, body: str) -> Rekeyed:
-    made: Rekeyed = node("reader.rekey", *granted(node, file), file, public, body)
+    return taken(node("rekey_all", *granted(node, file), [(file, body)], public))
+
+
+def taken(answers: list[Rekeyed | Fault]) -> Rekeyed:
+    """The one answer; where it is a fault, that is raised."""
+    (made,) = answers
+    if isinstance(made, Fault):
+        raise made
     return made
 
 
@@ -211,12 +219,12 @@ def test_no_grant_no_token_no_second_use(node: Node, body: str) -> None:
     file, public = node("put", "set/x", b"x"), generate_keypair().public
     token, _ = node("reader.reserve")
     with pytest.raises(RefusedFault):
-        node("reader.rekey", token, "rekey-unknown", file, public, body)
+        node("rekey_all", token, "rekey-unknown", [(file, body)], public)
     with pytest.raises(ComputeFault, match="token"):
-        node("reader.rekey", token, "rekey-unknown", file, public, body)
+        node("rekey_all", token, "rekey-unknown", [(file, body)], public)
     other = node("put", "set/y", b"y")
     with pytest.raises(RefusedFault):  # the grant is for another key
-        node("reader.rekey", *granted(node, other), file, public, body)
+        node("rekey_all", *granted(node, other), [(file, body)], public)
     rekeyed(node, file, public, body)
     with pytest.raises(StorageFault, match="exists"):
         rekeyed(node, file, public, body)
@@ -228,12 +236,14 @@ def test_names_that_are_more_than_a_name(node: Node, name: str) -> None:
     file = node("put", "set/x", b"x")
     token, grant = granted(node, file)
     with pytest.raises(InputFault):
-        node("reader.rekey", token, grant, file, bytes(31) + b"x", name)
+        node("rekey_all", token, grant, [(file, "good"), (file, name)], bytes(31) + b"x")
     # Nor does the launcher take what another client would send.
-    answer = asked(node, node.users.worker, wire.Rekey(token, grant, bytes(31) + b"x", name))
-    assert answer.fault is not None and answer.fault.code == "fault.input"
+    key = bytes(31) + b"x"
+    for bodies in ((name,), ("good", name), ("good,", "bad"), (), ("good", "good"), tuple(f"n{n}" for n in range(257))):
+        answer = asked(node, node.users.worker, wire.Rekey(token, grant, key, bodies))
+        assert answer.fault is not None and answer.fault.code == "fault.input"
     for key in (b"", bytes(31), bytes(33)):
-        answer = asked(node, node.users.worker, wire.Rekey(token, grant, key, "good"))
+        answer = asked(node, node.users.worker, wire.Rekey(token, grant, key, ("good",)))
         assert answer.fault is not None and answer.fault.code == "fault.input"
 
 
@@ -258,10 +268,128 @@ def asked(node: Node, uid: int, request: wire.Request) -> wire.Answer:
 def test_the_server_may_not_ask(node: Node) -> None:
     file = node("put", "set/x", b"x")
     token, grant = granted(node, file)
-    answer = asked(node, node.users.serve, wire.Rekey(token, grant, generate_keypair().public, "mine"))
+    answer = asked(node, node.users.serve, wire.Rekey(token, grant, generate_keypair().public, ("mine",)))
     assert answer.fault is not None and "may only read" in answer.fault.detail
     assert "mine" not in node("stored")
     assert not processes(node)
+
+
+# --- many files ---
+
+
+def many(node: Node, count: int) -> list[MountedFile]:
+    return [node("put", f"set/{number}", content(number)) for number in range(count)]
+
+
+def content(number: int) -> bytes:
+    return bytes([number]) * (number + 1)
+
+
+def named(files: list[MountedFile], body: str) -> list[tuple[MountedFile, str]]:
+    return [(file, f"{body}-{number}") for number, file in enumerate(files)]
+
+
+def cleared(node: Node, body: str) -> None:
+    for name in set(node("stored")):
+        if name.startswith(body):
+            node("storage.delete", name)
+
+
+def test_a_damaged_file_does_not_keep_back_the_others(node: Node, body: str) -> None:
+    files = many(node, 7)
+    (path,) = node.home.glob(f"store/bodies/*/{files[3].body}")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    files[1] = msgspec.structs.replace(files[1], body="b-nonesuch")
+    files[5] = msgspec.structs.replace(files[5], header=files[5].header[:-1] + bytes([files[5].header[-1] ^ 1]))
+    files[6] = msgspec.structs.replace(files[6], header=b"crypt4gh")
+    key_id, public = key_of(node)
+    answers = node("rekey_all", *granted(node, *files), named(files, body), public)
+    bad = {1: MissingFault, 3: IntegrityFault, 5: KeyFault, 6: FormatFault}
+    for number, made in enumerate(answers):
+        if number in bad:
+            assert type(made) is bad[number]
+            assert not {f"{body}-{number}", f"{body}-{number}.seal"} & set(node("stored"))
+        else:
+            assert node("read", anew(node, files[number], made, key_id, f"{body}-{number}")) == content(number)
+    assert len(answers) == 7 and new_files(node) == []
+    cleared(node, body)
+
+
+def test_a_fault_of_the_store_ends_the_batch_and_what_was_told_stands(node: Node, body: str) -> None:
+    files = many(node, 6)
+    asked_for = named(files, body)
+    asked_for[3] = (files[3], files[2].body)  # taken already
+    reader, (key_id, public) = stand.SandboxReader(LauncherClient(node.config.runtime / "launcher.sock")), key_of(node)
+    made = []
+    with pytest.raises(StorageFault, match="exists"):
+        for answer in reader.rekey(*granted(node, *files), asked_for, public):
+            made.append(answer)
+    assert len(made) == 3
+    for number, one in enumerate(made):
+        assert isinstance(one, Rekeyed)
+        assert node("read", anew(node, files[number], one, key_id, f"{body}-{number}")) == content(number)
+    assert node("read", files[2]) == content(2)
+    assert {name for name in node("stored") if name.startswith(body)} == {
+        f"{body}-{n}{end}" for n in range(3) for end in ("", ".seal")
+    }
+    cleared(node, body)
+
+
+@pytest.mark.parametrize("end", ["kill", "close"])
+def test_cut_off_in_the_middle_of_a_batch(node: Node, body: str, big: tuple[MountedFile, bytes], end: str) -> None:
+    """What was told is there, and stays; after the end nothing more comes."""
+    files = many(node, 40)
+    key_id, public = key_of(node)
+    token, grant = granted(node, big[0], *files)
+    reader = stand.SandboxReader(LauncherClient(node.config.runtime / "launcher.sock"))
+    asked_for = named([*files[:20], big[0], *files[20:]], body)  # the large one is where it is cut off
+    answers, made = reader.rekey(token, grant, asked_for, public), []
+    for answer in answers:
+        made.append(answer)
+        if len(made) == 20:
+            break
+    (pid,) = processes(node)
+    if end == "close":
+        answers.close()
+    else:
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(UnreachableFault):
+            next(answers)
+    until(lambda: not processes(node), 5)
+    assert {name for name in node("stored") if name.startswith(body)} == {
+        f"{body}-{n}{end}" for n in range(20) for end in ("", ".seal")
+    }
+    for number, one in enumerate(made):
+        assert isinstance(one, Rekeyed)
+        assert node("read", anew(node, files[number], one, key_id, f"{body}-{number}")) == content(number)
+    node("storage.sweep")
+    assert new_files(node) == []
+    rest = [(file, f"{name}-again") for file, name in named(files, body)[20:]]
+    again = node("rekey_all", *granted(node, *files), rest, public)
+    for (file, name), one in zip(rest, again, strict=True):
+        number = int(file.path.removeprefix("set/"))
+        assert node("read", anew(node, file, one, key_id, name)) == content(number)
+    cleared(node, body)
+
+
+def test_the_most_files_in_one_process(node: Node, body: str) -> None:
+    """One process answers for all of them; its grant may end once the first answer came."""
+    files = many(node, MOST_REKEYED)
+    key_id, public = key_of(node)
+    token, grant = granted(node, *files)
+    reader = stand.SandboxReader(LauncherClient(node.config.runtime / "launcher.sock"))
+    seen, made = set(), []
+    for answer in reader.rekey(token, grant, named(files, body), public):
+        if not made:
+            node("keyd.revoke", grant)
+        seen |= set(processes(node))
+        made.append(answer)
+    assert len(made) == MOST_REKEYED and len(seen) == 1
+    for number in (0, 100, MOST_REKEYED - 1):
+        one = made[number]
+        assert isinstance(one, Rekeyed)
+        assert node("read", anew(node, files[number], one, key_id, f"{body}-{number}")) == content(number)
+    cleared(node, body)
 
 
 # --- its end ---
@@ -277,7 +405,7 @@ class Asking:
 
         def ask() -> None:
             try:
-                self.made = node("reader.rekey", token, grant, file, public, body)
+                self.made = taken(node("rekey_all", token, grant, [(file, body)], public))
             except Fault as fault:
                 self.fault = fault
 
@@ -347,8 +475,8 @@ def assert_whole(node: Node, file: MountedFile, pair: KeyPair, body: str, made: 
 def test_it_ends_with_whoever_waits_for_it(node: Node, body: str, big: tuple[MountedFile, bytes]) -> None:
     file, data = big
     client = LauncherClient(node.config.runtime / "launcher.sock")
-    for pause in (0.0, 0.1, 0.4):
-        with client.rekey(*granted(node, file), file, generate_keypair().public, body):
+    for pause in (0.0, 0.1, 0.2):
+        with client.rekey(*granted(node, file), [(file, body)], generate_keypair().public):
             (pid,) = until(lambda: processes(node))
             time.sleep(pause)
         until(lambda: not Path(f"/proc/{pid}").exists(), 5)  # noqa: B023
@@ -364,7 +492,7 @@ def test_its_place_is_free_again(node: Node, body: str) -> None:
     file, public = node("put", "set/x", b"x"), generate_keypair().public
     client = LauncherClient(node.config.runtime / "launcher.sock")
     for turn in range(stand.confine.READERS + 6):
-        with client.rekey(*granted(node, file), file, public, f"{body}-{turn}") as connection:
+        with client.rekey(*granted(node, file), [(file, f"{body}-{turn}")], public) as connection:
             if turn % 8 == 0:
                 assert [kind for kind, _ in stream.frames(connection, None)] == [b"R"]
         if turn % 8:
@@ -388,7 +516,10 @@ def test_a_launcher_that_ends_takes_it_along(node: Node, body: str, big: tuple[M
 # --- the answer ---
 
 
-@pytest.mark.parametrize("answer", ["nothing", "twice", "bytes", "junk", "other size", "no header", "cut"])
+@pytest.mark.parametrize(
+    "answer",
+    ["nothing", "twice", "bytes", "junk", "other size", "no header", "cut", "junk fault", "fault of the store"],
+)
 def test_an_answer_that_is_none_is_refused(answer: str) -> None:
     """The process handles what others wrote: what it says is looked at."""
     made = Rekeyed(header_for(generate_keypair()), 1028, 1, bytes(32), bytes(32))
@@ -404,6 +535,12 @@ def test_an_answer_that_is_none_is_refused(answer: str) -> None:
                     case "twice":
                         sender.send(b"R", msgspec.msgpack.encode(made))
                         sender.send(b"R", msgspec.msgpack.encode(made))
+                    case "junk fault":
+                        sender.send(b"N", b"\xc1")
+                    case "fault of the store":
+                        sender.send(b"N", msgspec.msgpack.encode(wire.Failure.of(StorageFault("broken"))))
+                    case "damaged":
+                        sender.send(b"N", msgspec.msgpack.encode(wire.Failure.of(IntegrityFault("segment 4 is bad"))))
                     case "bytes":
                         sender.send(b"D", msgspec.msgpack.encode(made))
                     case "junk":
@@ -421,9 +558,14 @@ def test_an_answer_that_is_none_is_refused(answer: str) -> None:
 
     reader = stand.SandboxReader(Client("/nowhere"))
     with pytest.raises(UnreachableFault if answer == "cut" else FormatFault):
-        reader.rekey("token", "grant", file, bytes(32), "new")
+        list(reader.rekey("token", "grant", [(file, "new")], bytes(32)))
     answer = "good"
-    assert reader.rekey("token", "grant", file, bytes(32), "new") == made
+    assert list(reader.rekey("token", "grant", [(file, "new")], bytes(32))) == [made]
+    with pytest.raises(FormatFault, match="without an answer"):
+        list(reader.rekey("token", "grant", [(file, "new"), (file, "second")], bytes(32)))
+    answer = "damaged"
+    (fault,) = reader.rekey("token", "grant", [(file, "new")], bytes(32))
+    assert isinstance(fault, IntegrityFault) and fault.detail == "segment 4 is bad"
 
 
 def header_for(pair: KeyPair) -> bytes:
@@ -446,7 +588,7 @@ with stand.running() as node:
     token, uid = node("reader.reserve")
     node("keyd.grant", "once", [file.key_id], uid, 60.0)
     public = node("keyd.create", "key-new", "identifiable")
-    made = node("reader.rekey", token, "once", file, public, "new")
+    (made,) = node("rekey_all", token, "once", [(file, "new")], public)
     new = stand.MountedFile("f", "set/data", "new", made.header, "key-new", file.size, made.seal_root, made.tree_root)
     print(node("read", new) == node("read", file) == b"x" * 300_000)
 """

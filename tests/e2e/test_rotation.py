@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import sqlite3
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from valv.formats import crypt4gh, keyfile
 from valv.formats.crypt4gh import CIPHER_SEGMENT, KeyPair
 from valv.keys.file import FileKeyring
 from valv.keys.folder import Folder
+from valv.ports.compute import MOST_REKEYED
 from valv.ports.storage import Place
 from valv.storage.local import LocalStorage
 from valv.vault.reader import open_reader
@@ -216,6 +218,50 @@ def readable(node: RunningNode, permit_id: str, key: str, pair: KeyPair, plain: 
         url = f"/permits/{permit_id}/files/{file['file_id']}"
         sealed = _again(functools.partial(rikard.content, url, key=key))
         assert decrypted(sealed, pair) == plain[file["path"]], file["path"]
+
+
+# --- many files ---
+
+
+def rekeying(directory: Path) -> set[int]:
+    """Processes of this node that encrypt anew, without what confines them. Each lives for tenths of a second at
+    least, so that none is missed by who looks often."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            ours = b"valv.assemble.rekey" in words and str(directory).encode() in words
+            if ours and words[0].endswith(Path(sys.executable).name.encode()):
+                found.add(int(entry.name))
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_a_thousand_small_files_take_a_few_processes(running_node: Any, tmp_path: Path) -> None:
+    olof = running_node.person("olof")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(1000):
+        (folder / f"{number:04}").write_bytes(os.urandom(number))
+    whole = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
+    name = work.fresh("many")
+    work.deposit(running_node.person("carin"), folder, name, "identifiable", ["HMB"])
+    permit_id = work.permit(running_node, name, "compute")
+    (ident,) = olof.post("/rotations", {"dataset": name, "aim": "rekey", "reason": "A test."})["rotation_ids"]
+    seen: set[int] = set()
+    end = time.monotonic() + 300
+    asked = 0.0
+    state: dict[str, Any] = {}
+    while state.get("phase") != "done":
+        seen |= rekeying(running_node.directory)
+        if time.monotonic() > asked + 0.5:
+            asked, state = time.monotonic(), olof.get(f"/rotations/{ident}")["state"]
+        assert state["phase"] in (*GOING, "done") and time.monotonic() < end
+        time.sleep(0.01)
+    assert state["bodies"] == 1000
+    assert 1 <= len(seen) <= -(-1000 // MOST_REKEYED)
+    done = work.run(running_node, permit_id, ["sh", "-c", f"cat /data/{name}/* | sha256sum > /outbox/sum.txt"])
+    assert whole in work.release(running_node, done, {"sum.txt"})["sum.txt"].decode()
 
 
 # --- readers ---

@@ -4,6 +4,7 @@ off anywhere and is taken up again: a file's row names the body and the pair tha
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -14,22 +15,22 @@ from valv.app.node import Node, each, new_id
 from valv.app.streams import DATASET, ROTATION, RUN, Step, retried
 from valv.core import dataset, rotation, run
 from valv.core.process import NODE
-from valv.errors import Fault, FormatFault, IntegrityFault, KeyFault, MissingFault, Refusal, RefusedFault
+from valv.errors import Fault, Refusal, RefusedFault
 from valv.formats.seal import sidecar
-from valv.ports.compute import Reader, Rekeyed
+from valv.ports.compute import DAMAGE, MOST_REKEYED, Reader, Rekeyed
 from valv.ports.records import Unit
 
 BATCH = 1000
 WEIGHT = 900 << 10
 """Headers, and bytes of them, that are sealed in one go."""
+BODIES = 1 << 30
+"""Plain bytes of the files that one process encrypts anew; a larger file has one for itself."""
 GRACE = timedelta(seconds=60)
 """A body that was replaced stays so long at least; who began to read up to then keeps it to the end."""
 GONE = timedelta(minutes=5)
 """A download that was not noted for so long has ended."""
 CLEARED = 100
 """Bodies deleted in one turn."""
-DAMAGED = (KeyFault, FormatFault, IntegrityFault, MissingFault)
-"""The file is at fault, not the moment: others go on without it, and the rotation fails at its end."""
 
 
 def seal(node: Node) -> int:
@@ -39,7 +40,7 @@ def seal(node: Node) -> int:
 
 
 def encrypt(node: Node, reader: Reader) -> int:
-    """Encrypt one file anew for every rekeying. Returns how many are under way."""
+    """Encrypt one batch of files anew for every rekeying. Returns how many are under way."""
     _give_up_begun(node)
     return _each(
         node, lambda state: state.phase == "going" and state.aim == "rekey", lambda s: _encrypt(node, reader, s)
@@ -100,13 +101,14 @@ def _next(node: Node, state: rotation.Rotation, most: int) -> list[dict[str, Any
         damaged = {row["file"] for row in unit.rows("rotation_file", {"rotation": state.rotation_id})}
         where = {"key_id": state.key_id, "pair": list(range(1, state.pair)), "state": rotations.KEPT}
         rows = unit.rows("file", where, limit=most + len(damaged))
-    chosen: list[dict[str, Any]] = []
-    weight = 0
-    for row in rows:
-        weight += len(row["header"])
-        if row["id"] not in damaged and len(chosen) < most and (weight <= WEIGHT or not chosen):
-            chosen.append(row)
-    return chosen
+    rows = [row for row in rows if row["id"] not in damaged]
+    return _light(rows[:most], lambda row: len(row["header"]), WEIGHT)
+
+
+def _light(rows: list[dict[str, Any]], weight: Callable[[dict[str, Any]], int], most: int) -> list[dict[str, Any]]:
+    """As many of the first rows as weigh no more together; at least one."""
+    sums = itertools.accumulate(map(weight, rows))
+    return [row for row, total in zip(rows, sums, strict=True) if total <= most] or rows[:1]
 
 
 def _resealed(
@@ -115,10 +117,10 @@ def _resealed(
     """Each row with its new header. One that does not open is noted, and the others go on without it."""
     try:
         return list(zip(rows, node.keys.reseal_within(state.key_id, [row["header"] for row in rows]), strict=True))
-    except DAMAGED as fault:
+    except DAMAGE as fault:
         node.keys.rotate(state.key_id, state.pair)  # raises where it is the key that is at fault, and not a header
         if len(rows) == 1:
-            _note(node, state, rows[0]["id"], fault)
+            _note(node, state, rows[0], fault)
             return []
     half = len(rows) // 2
     return _resealed(node, state, rows[:half]) + _resealed(node, state, rows[half:])
@@ -131,41 +133,51 @@ def _encrypt(node: Node, reader: Reader, state: rotation.Rotation) -> None:
     public = node.keys.rotate(state.key_id, state.pair)
     if not state.made:
         _record(node, state, rotation.RecordPair(by=NODE, at=node.clock()))
-    rows = _next(node, state, 1)
+    rows = _light(_next(node, state, MOST_REKEYED), lambda row: row["size"], BODIES)
     if not rows:
         _settle(node, state)
         return
-    row, body = rows[0], new_id()
+    bodies = [new_id() for _ in rows]
     token, uid = reader.reserve()
-    # The name is written down before the first byte, so that a killed step leaves nothing that nobody knows of.
+    # Names are written down before the first byte, so that a killed step leaves nothing that nobody knows of.
     with node.records.writing() as unit:
         if streams.need(unit, ROTATION, state.rotation_id)[0].phase != "going":
             return
-        unit.insert("rotation_file", [{"rotation": state.rotation_id, "file": row["id"], "body": body}])
-    grant = _grant(body)
+        named = zip(rows, bodies, strict=True)
+        unit.insert(
+            "rotation_file", [{"rotation": state.rotation_id, "file": row["id"], "body": b} for row, b in named]
+        )
+    grant = _grant(state.rotation_id)
+    node.keys.revoke(grant)  # that of a step which was cut off was for another process
     try:
         node.keys.grant(grant, [state.key_id], uid, reading.GRANT)
-        # Held against the hash tree too: what is wrong with the old body must not be sealed into the new one.
-        file = reading.mounted({**row, "known_outside": True}, row["path"])
-        made = reader.rekey(token, grant, file, public, body)
-    except DAMAGED as fault:
-        _give_up_begun(node)
-        node.keys.rotate(state.key_id, state.pair)  # raises where it is the key that is at fault, and not the file
-        _note(node, state, row["id"], fault)
-        return
+        # Held against the hash tree too: what is wrong with an old body must not be sealed into the new one.
+        files = [reading.mounted({**row, "known_outside": True}, row["path"]) for row in rows]
+        with contextlib.closing(reader.rekey(token, grant, list(zip(files, bodies, strict=True)), public)) as answers:
+            for row, body, made in zip(rows, bodies, answers, strict=True):
+                if not _take(node, state, row, body, made):
+                    break
     finally:
         with contextlib.suppress(Fault):  # it ends by itself
             node.keys.revoke(grant)
-    _replace(node, state, row, body, made)
 
 
-def _grant(body: str) -> str:
-    return f"rekey-{body}"
+def _grant(rotation_id: str) -> str:
+    return f"rekey-{rotation_id}"
+
+
+def _take(node: Node, state: rotation.Rotation, row: dict[str, Any], body: str, made: Rekeyed | Fault) -> bool:
+    """Record the answer for one file. Returns whether the rotation goes on."""
+    if not isinstance(made, Fault):
+        return _replace(node, state, row, body, made)
+    node.keys.rotate(state.key_id, state.pair)  # raises where it is the key that is at fault, and not the file
+    return _note(node, state, row, made, body)
 
 
 @retried
-def _replace(node: Node, state: rotation.Rotation, row: dict[str, Any], body: str, made: Rekeyed) -> None:
-    """The file has the new body from this transaction on; the old one waits for its last reader."""
+def _replace(node: Node, state: rotation.Rotation, row: dict[str, Any], body: str, made: Rekeyed) -> bool:
+    """The file has the new body from this transaction on; the old one waits for its last reader. Returns whether the
+    rotation goes on."""
     at = node.clock()
     with node.records.writing() as unit:
         now, version = streams.need(unit, ROTATION, state.rotation_id)
@@ -175,7 +187,8 @@ def _replace(node: Node, state: rotation.Rotation, row: dict[str, Any], body: st
         events = rotation.decide(now, order, rotation.Facts())
         gone = body
         owner = streams.need(unit, DATASET, state.dataset_id)[0]
-        if not isinstance(events, Refusal) and not _destroyed(owner, state):
+        goes_on = not isinstance(events, Refusal) and not _destroyed(owner, state)
+        if not isinstance(events, Refusal) and goes_on:
             values = {
                 "body": body,
                 "header": made.header,
@@ -193,6 +206,7 @@ def _replace(node: Node, state: rotation.Rotation, row: dict[str, Any], body: st
                 gone = row["body"]
         unit.delete("rotation_file", {"rotation": state.rotation_id, "file": row["id"]})
         _leave(node, unit, gone, row["id"], row["dataset"])
+    return goes_on
 
 
 def _give_up_begun(node: Node) -> None:
@@ -201,16 +215,17 @@ def _give_up_begun(node: Node) -> None:
     with node.records.reading() as unit:
         kept = unit.rows("rotation_file")
         over = [row for row in kept if streams.need(unit, ROTATION, row["rotation"])[0].phase not in rotations.GOING]
-    for row in kept:
-        if row["body"]:
-            node.keys.revoke(_grant(row["body"]))
-        elif row not in over:
-            continue
-        with node.records.writing() as unit:
+    begun = [row for row in kept if row["body"]]
+    for ident in {row["rotation"] for row in begun}:
+        node.keys.revoke(_grant(ident))
+    if not (begun or over):
+        return
+    with node.records.writing() as unit:
+        for row in (*begun, *over):
             unit.delete("rotation_file", {"rotation": row["rotation"], "file": row["file"]})
-            if row["body"]:
-                file = unit.rows("file", {"id": row["file"]})
-                _leave(node, unit, row["body"], row["file"], file[0]["dataset"] if file else "")
+        for row in begun:
+            file = unit.rows("file", {"id": row["file"]})
+            _leave(node, unit, row["body"], row["file"], file[0]["dataset"] if file else "")
 
 
 def _leave(node: Node, unit: Unit, body: str, file_id: str, dataset_id: str) -> None:
@@ -220,11 +235,15 @@ def _leave(node: Node, unit: Unit, body: str, file_id: str, dataset_id: str) -> 
 # --- the end ---
 
 
-def _note(node: Node, state: rotation.Rotation, file_id: str, fault: Fault) -> None:
-    """This file cannot be taken along."""
+def _note(node: Node, state: rotation.Rotation, row: dict[str, Any], fault: Fault, begun: str = "") -> bool:
+    """This file cannot be taken along. Others go on without it, and the rotation fails at its end. `begun`: name of the
+    new body that does not come. Returns whether the rotation goes on."""
     with node.records.writing() as unit:
-        row = {"rotation": state.rotation_id, "file": file_id, "body": "", "fault": str(fault)[:1000]}
-        unit.upsert("rotation_file", row)
+        note = {"rotation": state.rotation_id, "file": row["id"], "body": "", "fault": str(fault)[:1000]}
+        unit.upsert("rotation_file", note)
+        if begun:
+            _leave(node, unit, begun, row["id"], row["dataset"])
+        return streams.need(unit, ROTATION, state.rotation_id)[0].phase == "going"
 
 
 @retried
@@ -266,6 +285,7 @@ def _retire(node: Node, state: rotation.Rotation) -> None:
     if isinstance(rotation.decide(state, order, facts), Refusal):
         return
     try:
+        node.keys.revoke(_grant(state.rotation_id))  # the last step may have been cut off before it did
         node.keys.retire(state.key_id, state.pair)
     except RefusedFault as fault:
         if fault.refusal.code != "key_in_use":

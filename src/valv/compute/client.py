@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -70,22 +70,22 @@ class LauncherClient:
     @contextmanager
     def read(self, token: str, grant_id: str, file: MountedFile) -> Iterator[socket.socket]:
         """Where the plain bytes arrive, as frames (`stream`)."""
-        with self._on_file(wire.Read(token, grant_id), file) as connection:
+        with self._on_files(wire.Read(token, grant_id), (file,)) as connection:
             yield connection
 
     @contextmanager
     def rekey(
-        self, token: str, grant_id: str, file: MountedFile, public_key: bytes, body: str
+        self, token: str, grant_id: str, files: Sequence[tuple[MountedFile, str]], public_key: bytes
     ) -> Iterator[socket.socket]:
-        """Where the answer arrives, as frames (`stream`). Leaving the context before it came ends the work."""
-        request = wire.Rekey(token, grant_id, public_key, body)
+        """Where the answers arrive, as frames (`stream`). Leaving the context before they came ends the work."""
+        request = wire.Rekey(token, grant_id, public_key, tuple(body for _, body in files))
         wire.check_rekey(request)
-        with self._on_file(request, file) as connection:
+        with self._on_files(request, tuple(file for file, _ in files)) as connection:
             yield connection
 
     @contextmanager
-    def _on_file(self, request: wire.Request, file: MountedFile) -> Iterator[socket.socket]:
-        description = wire.files_descriptor((file,))
+    def _on_files(self, request: wire.Request, files: tuple[MountedFile, ...]) -> Iterator[socket.socket]:
+        description = wire.files_descriptor(files)
         ours, theirs = socket.socketpair()
         with closing(ours):
             try:

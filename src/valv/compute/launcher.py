@@ -52,7 +52,8 @@ class ReadCommand(Protocol):
 
 
 class RekeyCommand(Protocol):
-    """The command line of the confined process that encrypts one stored file anew; `file` and `out` are descriptors."""
+    """The command line of the confined process that encrypts stored files anew; `file` (the list of them) and `out` are
+    descriptors, `body` has the new names with commas between them."""
 
     def __call__(self, uid: int, *, file: int, out: int, grant_id: str, public_key: bytes, body: str) -> list[str]: ...
 
@@ -368,9 +369,14 @@ class Launcher:
         wire.check_rekey(request)
         uid = self._redeem(request.token)
         command = self._settings.rekey_command(
-            uid, file=file, out=out, grant_id=request.grant_id, public_key=request.public_key, body=request.body
+            uid,
+            file=file,
+            out=out,
+            grant_id=request.grant_id,
+            public_key=request.public_key,
+            body=",".join(request.bodies),
         )
-        # It says nothing until its end, which may be hours away: we notice for it that nobody waits any more.
+        # It may say nothing for hours, when a file is large: we notice for it that nobody waits any more.
         asker = os.dup(out)
         try:
             helper = self._start_helper(command, (file, out), "", uid)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 
 import msgspec
 
-from valv.compute import stream
+from valv.compute import stream, wire
 from valv.compute.client import LauncherClient
 from valv.errors import Fault, FormatFault, IntegrityFault
 from valv.formats.crypt4gh import CIPHER_SEGMENT, cipher_size, header_length, segments
 from valv.formats.hashtree import HASH
 from valv.formats.seal import sidecar
-from valv.ports.compute import MountedFile, Output, Rekeyed, RunSpec, RunStatus, Skipped
+from valv.ports.compute import DAMAGE, MountedFile, Output, Rekeyed, RunSpec, RunStatus, Skipped
 from valv.ports.storage import Storage
 from valv.vault.sealing import BATCH, SealingWriter
 
@@ -88,26 +88,36 @@ class SandboxReader:
                     raise FormatFault("the reading process sent something else than bytes")
                 yield payload
 
-    def rekey(self, token: str, grant_id: str, file: MountedFile, public_key: bytes, body: str) -> Rekeyed:
-        """Waits as long as the process lives. After `UnreachableFault` for a cut stream it is dead, so that nothing
-        appears under `body` any more."""
-        made: Rekeyed | None = None
-        with self._client.rekey(token, grant_id, file, public_key, body) as connection:
+    def rekey(
+        self, token: str, grant_id: str, files: Sequence[tuple[MountedFile, str]], public_key: bytes
+    ) -> Generator[Rekeyed | Fault, None, None]:
+        """Waits as long as the process lives. After `UnreachableFault` for a cut stream it is dead, so that no new body
+        appears any more."""
+        asked = iter(files)
+        with self._client.rekey(token, grant_id, files, public_key) as connection:
             for kind, payload in stream.frames(connection, patience=None):
-                if kind != b"R" or made is not None:
-                    raise FormatFault("the rekeying process sent something else than one answer")
-                made = _rekeyed(payload, file)
-        if made is None:
-            raise FormatFault("the rekeying process ended without an answer")
-        return made
+                file, _ = next(asked, (None, ""))
+                if file is None:
+                    raise FormatFault("the rekeying process sent more answers than it was asked for")
+                yield _answer(kind, payload, file)
+        if next(asked, None) is not None:
+            raise FormatFault("the rekeying process ended without an answer for each file")
 
 
-def _rekeyed(payload: bytes, file: MountedFile) -> Rekeyed:
-    """The answer, if it can be about this file."""
+def _answer(kind: bytes, payload: bytes, file: MountedFile) -> Rekeyed | Fault:
+    """What the process tells of this file, if it can be so."""
     try:
-        made = msgspec.msgpack.decode(payload, type=Rekeyed)
+        if kind == b"R":
+            return _rekeyed(msgspec.msgpack.decode(payload, type=Rekeyed), file)
+        fault = msgspec.msgpack.decode(payload, type=wire.Failure).exception() if kind == b"N" else None
     except msgspec.DecodeError:
-        raise FormatFault("the rekeying process sent something that is no answer") from None
+        fault = None
+    if not isinstance(fault, DAMAGE):
+        raise FormatFault("the rekeying process sent something that is no answer")
+    return fault
+
+
+def _rekeyed(made: Rekeyed, file: MountedFile) -> Rekeyed:
     sizes, roots = (made.cipher_size, made.segments), (len(made.seal_root), len(made.tree_root))
     if sizes != (cipher_size(file.size), segments(file.size)) or roots != (HASH, HASH):
         raise FormatFault("the rekeying process told of another body than the one asked for")

@@ -7,6 +7,7 @@ Frame: kind (one byte), length of the payload (u32, big-endian), payload.
     E  the output ended; payload: `Ended`, MessagePack
     S  an entry was not taken; payload: `Skipped`, MessagePack
     R  a body was encrypted anew; payload: `Rekeyed`, MessagePack
+    N  a body cannot be encrypted anew; payload: `Failure`, MessagePack; the next one follows
     Z  all was said: the last frame; payload: `Failure` or nil, MessagePack
 
 A stream that ends without `Z` was cut.
@@ -31,7 +32,7 @@ PAYLOAD: Final = 8 << 20
 PATIENCE: Final = 60.0
 """Seconds that one side waits for the other."""
 
-Kind = Literal[b"F", b"D", b"E", b"S", b"R", b"Z"]
+Kind = Literal[b"F", b"D", b"E", b"S", b"R", b"N", b"Z"]
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -79,7 +80,7 @@ def frames(connection: socket.socket, patience: float | None = PATIENCE) -> Iter
     connection.settimeout(patience)
     while True:
         kind, length = _HEAD.unpack(_exactly(connection, _HEAD.size))
-        if kind not in (b"F", b"D", b"E", b"S", b"R", b"Z") or length > PAYLOAD:
+        if kind not in (b"F", b"D", b"E", b"S", b"R", b"N", b"Z") or length > PAYLOAD:
             raise FormatFault("a confined process sent something that is no frame")
         payload = _exactly(connection, length)
         if kind == b"Z":

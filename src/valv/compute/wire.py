@@ -18,7 +18,7 @@ import msgspec
 
 from valv.errors import Fault, InputFault, InternalFault, Refusal, RefusedFault
 from valv.formats.crypt4gh import KEY
-from valv.ports.compute import Limits, MountedFile
+from valv.ports.compute import MOST_REKEYED, Limits, MountedFile
 
 FRAME: Final = 1 << 20
 """Longest request in bytes; a run's command and environment must fit in."""
@@ -86,13 +86,14 @@ class Read(msgspec.Struct, frozen=True, tag="read"):
 
 
 class Rekey(msgspec.Struct, frozen=True, tag="rekey"):
-    """With the descriptors of the file's description and of where the answer goes. `public_key`: whom the new data key
-    is sealed for; `body`: name of the new body. Whoever closes the other end of the second descriptor ends the work."""
+    """With the descriptors of the files' description and of where the answers go. `public_key`: whom the new data keys
+    are sealed for; `bodies`: names of the new bodies, in the files' order. Whoever closes the other end of the second
+    descriptor ends the work."""
 
     token: str
     grant_id: str
     public_key: bytes
-    body: str
+    bodies: tuple[str, ...]
 
 
 Request = Reserve | Start | Status | Stop | Collect | Discard | Runs | ReserveReader | Read | Rekey
@@ -156,11 +157,13 @@ def check_name(name: str) -> None:
 
 
 def check_rekey(request: Rekey) -> None:
-    """Raises `InputFault` where the key or the name of the body cannot be used. No dot: a body's sidecar has one."""
+    """Raises `InputFault` where the key or a name of a body cannot be used. No dot: a body's sidecar has one."""
     check_name(request.grant_id)
     if len(request.public_key) != KEY:
         raise InputFault(f"a public key has {KEY} bytes, not {len(request.public_key)}")
-    if not _BODY.fullmatch(request.body):
+    if not 0 < len(set(request.bodies)) == len(request.bodies) <= MOST_REKEYED:
+        raise InputFault(f"1 to {MOST_REKEYED} files are encrypted anew in one go, each under a name of its own")
+    if not all(_BODY.fullmatch(body) for body in request.bodies):
         raise InputFault("a body's name has 1 to 64 letters a-z, digits, '_' or '-', and begins with none of these two")
 
 

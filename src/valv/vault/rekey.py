@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -32,12 +32,13 @@ from valv.formats.crypt4gh import (
     TAG,
     build_header,
     cipher_size,
+    generate_keypair,
     open_header,
     segments,
 )
 from valv.formats.hashtree import HASH, TreeBuilder
 from valv.formats.seal import LEAF_PAIRS, PAIR, SealBuilder, sidecar, sidecar_size
-from valv.ports.compute import MountedFile, Rekeyed
+from valv.ports.compute import DAMAGE, MountedFile, Rekeyed
 from valv.ports.storage import Body, BodyWriter, Storage
 from valv.vault.bulk import cores
 
@@ -53,6 +54,35 @@ class Facts(msgspec.Struct, frozen=True):
     size: int
     seal_root: bytes
     tree_root: bytes = b""
+
+
+def rekey_each(
+    storage: Storage,
+    files: Sequence[tuple[MountedFile, str]],
+    reseal: Callable[[MountedFile, bytes], bytes],
+    *,
+    public_key: bytes,
+) -> Generator[Rekeyed | Fault, None, None]:
+    """`rekey` for each file and the name of its new body, in order; where the file itself is at fault (`DAMAGE`), the
+    fault is its answer. `reseal(file, public)` gives a file's header for a public key that was made for this call. It
+    is asked for all of them first, so that leave to ask need not last longer than that. Other faults are raised."""
+    keys = generate_keypair()
+    headers: list[bytes | Fault] = []
+    for file, _ in files:
+        try:
+            headers.append(reseal(file, keys.public))
+        except DAMAGE as fault:
+            headers.append(fault)
+    for (file, body), header in zip(files, headers, strict=True):
+        if isinstance(header, Fault):
+            yield header
+            continue
+        made: Rekeyed | Fault
+        try:
+            made = rekey(storage, file, header, keys.private, public_key=public_key, body=body)
+        except DAMAGE as fault:
+            made = fault
+        yield made
 
 
 def rekey(
@@ -293,7 +323,8 @@ class _Crew:
     def _work(self, keys: _Keys) -> None:
         number = -1
         try:
-            read, made = (memoryview(bytearray(BATCH * CIPHER_SEGMENT)) for _ in range(2))
+            room = min(BATCH * CIPHER_SEGMENT, self._body.size)  # making more takes longer than a small file's work
+            read, made = (memoryview(bytearray(room)) for _ in range(2))
             while (batch := self._take()) is not None:
                 number = batch.number
                 self._finish(batch, *self._encrypt(batch, keys, read, made))
