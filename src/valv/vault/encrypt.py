@@ -11,7 +11,7 @@ from typing_extensions import Buffer
 
 from valv.formats.crypt4gh import CIPHER_SEGMENT, KEY, NONCE, OVERHEAD, SEGMENT, build_header
 from valv.ports.storage import BodyWriter
-from valv.vault.sealing import BATCH, Digest, SealingWriter
+from valv.vault.sealing import BATCH, Digest, SealingWriter, room
 
 _BATCH_PLAIN: Final = BATCH * SEGMENT
 
@@ -56,7 +56,7 @@ class Encryptor:
                 rest = rest[_BATCH_PLAIN:]
                 continue
             count = min(len(rest), _BATCH_PLAIN - self._filled)
-            self._room()[self._filled : self._filled + count] = rest[:count]
+            self._gathered()[self._filled : self._filled + count] = rest[:count]
             self._filled += count
             rest = rest[count:]
             if self._filled == _BATCH_PLAIN:
@@ -84,14 +84,14 @@ class Encryptor:
         self._digest.close()
         self._out.abort()
 
-    def _room(self) -> memoryview:
+    def _gathered(self) -> memoryview:
         """Where small pieces are gathered; who writes whole batches needs none."""
         if not self._rooms:
-            self._rooms = [memoryview(bytearray(_BATCH_PLAIN)) for _ in range(2)]
+            self._rooms = [room(_BATCH_PLAIN) for _ in range(2)]
         return self._rooms[-1]
 
     def _encrypt_room(self) -> None:
-        self._encrypt(self._room()[: self._filled])
+        self._encrypt(self._gathered()[: self._filled])
         self._filled = 0
         self._rooms.reverse()
 

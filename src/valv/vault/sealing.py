@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
@@ -21,6 +22,12 @@ BATCH: Final = LEAF_PAIRS
 """Segments that are worked on at a time, one group of the sidecar: large enough that Python's share of the work
 vanishes."""
 _INLINE: Final = 1 << 20
+
+
+def room(size: int) -> memoryview:
+    """Zeroed memory of this process alone, which costs nothing before it is written to: a small file must not pay for
+    the buffers of a large one."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class SealedBody(msgspec.Struct, frozen=True):
@@ -54,7 +61,7 @@ class SealingWriter:
         """Room for `BATCH` segments, to be filled and given to `put`; the same memory until then."""
         self._settle(1)
         if len(self._buffers) <= len(self._hashing):  # the last batch may still be hashed in the only one
-            self._buffers.appendleft(memoryview(bytearray(BATCH * CIPHER_SEGMENT)))
+            self._buffers.appendleft(room(BATCH * CIPHER_SEGMENT))
         return self._buffers[0]
 
     def put(self, length: int) -> None:
