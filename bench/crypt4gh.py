@@ -236,15 +236,24 @@ def headers(table: Table) -> None:
     ours, partner = crypt4gh.generate_keypair(), crypt4gh.generate_keypair()
     header = crypt4gh.build_header(KEY, [ours.public])
 
+    keys = crypt4gh.Keys([ours.private])
+
     def share(count: int) -> None:
+        for _ in range(count):
+            keys.reseal(header, [partner.public])
+
+    def load_and_share(count: int) -> None:
         for _ in range(count):
             crypt4gh.reseal(header, [ours.private], [partner.public])
 
     found = once(lambda: share(200), 9)
     one = found.clock / 200 * 1e6
-    table.row("re-sealing one header", f"{one:.0f} µs", one, "µs", 150, most=True)
+    loading = once(lambda: load_and_share(200), 9).clock / 200 * 1e6
+    table.row(
+        f"re-sealing one header ({loading:.0f} µs with loading its key)", f"{one:.0f} µs", one, "µs", 150, most=True
+    )
     table.by_processor.append(f"re-sealing {found.processor / 200 * 1e6:.0f} µs")
-    many = once(lambda: crypt4gh.reseal_all([header] * 10_000, [ours.private], [partner.public]), 1).clock
+    many = once(lambda: share(10_000), 1).clock
     table.row("10,000 headers for a new recipient", f"{many:.2f} s", many, "s", 3, most=True)
 
 

@@ -22,7 +22,7 @@ import base64
 import hashlib
 import secrets
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -72,6 +72,76 @@ class Opened:
     edit_list: tuple[int, ...] | None = None
 
 
+class Keys:
+    """Our private keys, ready for many headers. A key is loaded when the first packet is tried with it, and once: that
+    costs a quarter of re-sealing a header, and mostly the first of several keys fits."""
+
+    __slots__ = ("_readers",)
+
+    def __init__(self, private_keys: Sequence[bytes]) -> None:
+        """`private_keys`: raw X25519 keys, those that likely fit first."""
+        self._readers = [_Reader(key) for key in private_keys]
+
+    def open(self, header: bytes) -> Opened:
+        """As `open_header`."""
+        keys: list[bytes] = []
+        edit_list: tuple[int, ...] | None = None
+        opened = 0
+        for packet in _packets(header):
+            payload = self._open_packet(packet)
+            if payload is None:
+                continue
+            opened += 1
+            kind = int.from_bytes(payload[:4], "little")
+            if kind == _DATA_KEY:
+                key = _data_key(payload)
+                if key not in keys:
+                    keys.append(key)
+            elif kind == _EDIT_LIST:
+                if edit_list is not None:
+                    raise FormatFault("the Crypt4GH header has two edit lists; one is possible")
+                edit_list = _edit_list(payload)
+            else:
+                raise FormatFault(f"the Crypt4GH header has a packet of unknown type {kind}")
+        if not keys:
+            ours = ", ".join(fingerprint(reader.load()[1]) for reader in self._readers) or "none"
+            if opened:
+                raise KeyFault(f"the Crypt4GH header gives no data key to our keys ({ours})")
+            raise KeyFault(
+                f"the Crypt4GH header was not made for any of our keys ({ours})",
+                "encrypt or re-seal the file for one of these public keys",
+            )
+        return Opened(tuple(keys), edit_list)
+
+    def reseal(self, header: bytes, recipients: Sequence[bytes], *, keep_others: bool = False) -> bytes:
+        """As the function `reseal`."""
+        opened = self.open(header)
+        others = self._foreign(header) if keep_others else ()
+        return _build(opened.data_keys, recipients, opened.edit_list, others)
+
+    def _open_packet(self, packet: bytes) -> bytes | None:
+        """The payload, or None where the packet is not for us."""
+        if int.from_bytes(packet[:4], "little") != _X25519_CHACHA20:
+            return None
+        writer, nonce, sealed = packet[4:36], packet[36:48], packet[48:]
+        for reader in self._readers:
+            private, public = reader.load()
+            try:
+                key = _packet_key(private, writer, reader=public, writer=writer)
+                return ChaCha20Poly1305(key).decrypt(nonce, sealed, None)
+            except (InvalidTag, ValueError):  # ValueError: a writer's key of low order, which yields no secret
+                continue
+        return None
+
+    def _foreign(self, header: bytes) -> list[bytes]:
+        """The packets that do not open with our keys, with their length field."""
+        return [
+            struct.pack("<I", 4 + len(packet)) + packet
+            for packet in _packets(header)
+            if self._open_packet(packet) is None
+        ]
+
+
 def generate_keypair() -> KeyPair:
     private = secrets.token_bytes(KEY)
     return KeyPair(private, public_key(private))
@@ -103,7 +173,7 @@ def open_header(header: bytes, private_keys: Sequence[bytes]) -> Opened:
     `header` is the header alone, `private_keys` raw X25519 keys. Raises `FormatFault` where the header breaks the
     format, `KeyFault` where no packet opens.
     """
-    return _open(header, _readers(private_keys))
+    return Keys(private_keys).open(header)
 
 
 def build_header(data_key: bytes, recipients: Sequence[bytes], edit_list: Sequence[int] | None = None) -> bytes:
@@ -117,13 +187,7 @@ def reseal(
 ) -> bytes:
     """The same data keys and edit list, sealed to `recipients` and nobody else. `keep_others`: packets that do not open
     with our keys stay as they are, so that their readers can read on. Faults as `open_header`."""
-    return _reseal(header, _readers(private_keys), recipients, keep_others=keep_others)
-
-
-def reseal_all(headers: Iterable[bytes], private_keys: Sequence[bytes], recipients: Sequence[bytes]) -> list[bytes]:
-    """Many headers, each as `reseal` does it, with our keys loaded once: a quarter of the work on a header alone."""
-    readers = _readers(private_keys)
-    return [_reseal(header, readers, recipients) for header in headers]
+    return Keys(private_keys).reseal(header, recipients, keep_others=keep_others)
 
 
 def rearrange(
@@ -198,8 +262,7 @@ def _packets(header: bytes) -> list[bytes]:
 
 
 class _Reader:
-    """One of our private keys. It is loaded when the first packet is tried with it: that costs as much as the packet,
-    and mostly the first of several keys fits."""
+    """One of our private keys, loaded when it is first asked for."""
 
     __slots__ = ("_loaded", "_raw")
 
@@ -214,73 +277,6 @@ class _Reader:
             private = X25519PrivateKey.from_private_bytes(self._raw)
             self._loaded = private, private.public_key().public_bytes_raw()
         return self._loaded
-
-
-def _readers(private_keys: Sequence[bytes]) -> list[_Reader]:
-    return [_Reader(key) for key in private_keys]
-
-
-def _open(header: bytes, readers: Sequence[_Reader]) -> Opened:
-    keys: list[bytes] = []
-    edit_list: tuple[int, ...] | None = None
-    opened = 0
-    for packet in _packets(header):
-        payload = _open_packet(packet, readers)
-        if payload is None:
-            continue
-        opened += 1
-        kind = int.from_bytes(payload[:4], "little")
-        if kind == _DATA_KEY:
-            key = _data_key(payload)
-            if key not in keys:
-                keys.append(key)
-        elif kind == _EDIT_LIST:
-            if edit_list is not None:
-                raise FormatFault("the Crypt4GH header has two edit lists; one is possible")
-            edit_list = _edit_list(payload)
-        else:
-            raise FormatFault(f"the Crypt4GH header has a packet of unknown type {kind}")
-    if not keys:
-        ours = ", ".join(fingerprint(reader.load()[1]) for reader in readers) or "none"
-        if opened:
-            raise KeyFault(f"the Crypt4GH header gives no data key to our keys ({ours})")
-        raise KeyFault(
-            f"the Crypt4GH header was not made for any of our keys ({ours})",
-            "encrypt or re-seal the file for one of these public keys",
-        )
-    return Opened(tuple(keys), edit_list)
-
-
-def _reseal(
-    header: bytes, readers: Sequence[_Reader], recipients: Sequence[bytes], *, keep_others: bool = False
-) -> bytes:
-    opened = _open(header, readers)
-    others = _foreign(header, readers) if keep_others else ()
-    return _build(opened.data_keys, recipients, opened.edit_list, others)
-
-
-def _open_packet(packet: bytes, readers: Sequence[_Reader]) -> bytes | None:
-    """The payload, or None where the packet is not for us."""
-    if int.from_bytes(packet[:4], "little") != _X25519_CHACHA20:
-        return None
-    writer, nonce, sealed = packet[4:36], packet[36:48], packet[48:]
-    for reader in readers:
-        private, public = reader.load()
-        try:
-            key = _packet_key(private, writer, reader=public, writer=writer)
-            return ChaCha20Poly1305(key).decrypt(nonce, sealed, None)
-        except (InvalidTag, ValueError):  # ValueError: a writer's key of low order, which yields no secret
-            continue
-    return None
-
-
-def _foreign(header: bytes, readers: Sequence[_Reader]) -> list[bytes]:
-    """The packets that do not open with our keys, with their length field."""
-    return [
-        struct.pack("<I", 4 + len(packet)) + packet
-        for packet in _packets(header)
-        if _open_packet(packet, readers) is None
-    ]
 
 
 def _packet_key(private: X25519PrivateKey, peer: bytes, *, reader: bytes, writer: bytes) -> bytes:

@@ -21,6 +21,7 @@ from valv.formats import crypt4gh, note, shares
 from valv.keys import folder, messages, orders
 from valv.keys.folder import Folder
 from valv.keys.grants import Grants
+from valv.keys.loaded import Loaded
 from valv.keys.memory import Secret
 from valv.keys.messages import AnyRequest
 from valv.keys.mirror import generation_name
@@ -55,6 +56,7 @@ class Keyd:
         self._roles = roles
         self._keyring = keyring
         self._grants = grants or Grants()
+        self._loaded = Loaded()
         self._ordering = threading.Lock()
         self._given: list[Secret] = []
         self._given_until = 0.0
@@ -92,8 +94,8 @@ class Keyd:
                 self._folder.changed(request.key_id)
                 return public
             case messages.ResealWithin():
-                record, privates = self._store.unlock(request.key_id)
-                return crypt4gh.reseal_all(request.headers, privates[::-1], [record.public])
+                record, keys = self._loaded.unlock(self._store, request.key_id, oldest_first=True)
+                return [keys.reseal(header, [record.public]) for header in request.headers]
             case messages.Retire():
                 self._retire(request)
             case messages.Adopt():
@@ -107,8 +109,8 @@ class Keyd:
                 self._grants.revoke(request.grant_id)
             case messages.Reseal():
                 self._grants.check(request.grant_id, caller.uid, request.key_id)
-                _, privates = self._store.unlock(request.key_id)
-                return crypt4gh.reseal(request.header, privates, [request.public_key])
+                _, keys = self._loaded.unlock(self._store, request.key_id)
+                return keys.reseal(request.header, [request.public_key])
             case messages.ResealOutside():
                 return self._reseal_outside(request)
             case messages.Sign():
@@ -207,6 +209,7 @@ class Keyd:
     def close(self) -> None:
         """Forget the root key."""
         self._forget_shares()
+        self._loaded.clear()
         if self._opened is not None:
             opened, self._opened = self._opened, None
             opened.close()
@@ -245,14 +248,18 @@ class Keyd:
             if self._folder.custody is None and Role.OPERATOR not in caller.roles:
                 # Whoever is the first to name officers has the keys from then on.
                 raise RefusedFault(Refusal("key_not_yours", "the first ceremony is for operator"))
-            return orders.carry_out(
-                self._folder, self._keyring, request.note, request.shares, request.passphrase, datetime.now(UTC)
-            )
+            try:
+                return orders.carry_out(
+                    self._folder, self._keyring, request.note, request.shares, request.passphrase, datetime.now(UTC)
+                )
+            finally:
+                self._loaded.clear()
 
     def _retire(self, request: messages.Retire) -> None:
         if self._grants.names(request.key_id):
             raise RefusedFault(Refusal("key_in_use", f"key {request.key_id}"))
         self._store.retire(request.key_id, request.pair)
+        self._loaded.clear()
         self._folder.changed(request.key_id)
 
     def _destroy(self, key_id: str) -> None:
@@ -264,6 +271,7 @@ class Keyd:
             if record.key_class != "result":
                 raise RefusedFault(Refusal("two_officers", f"key {key_id} protects data"))
             self._folder.roll(without=frozenset({key_id}))
+            self._loaded.clear()
 
     def _grant(self, caller: Caller, request: messages.Grant) -> None:
         if not self._roles.may_run(request.uid):
@@ -280,11 +288,11 @@ class Keyd:
         self._grants.renew(request.grant_id, request.seconds)
 
     def _reseal_outside(self, request: messages.ResealOutside) -> bytes:
-        record, privates = self._store.unlock(request.key_id)
+        record, keys = self._loaded.unlock(self._store, request.key_id)
         if not record.may_leave:
             why = "not confirmed" if record.key_class == "anonymised" else record.key_class
             raise RefusedFault(Refusal("key_stays_inside", f"key {request.key_id} is {why}"))
-        return crypt4gh.reseal(request.header, privates, [request.public_key])
+        return keys.reseal(request.header, [request.public_key])
 
     def _sign(self, request: messages.Sign) -> str:
         store = self._store
