@@ -1,4 +1,4 @@
-"""Many headers re-sealed with the same keys are each what `reseal` makes of it; a key is only loaded where it is tried."""
+"""Headers re-sealed with the same keys are each what `reseal` makes of it; a key is only loaded where it is tried."""
 
 from __future__ import annotations
 
