@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -46,10 +47,27 @@ class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`backend`: an entry point of the group `valv.storage`; `path`: the folder of the backend `local`."""
+    """A store. `[storage]` is the one called `main`, where what arrives is put first; `[stores.NAME]` are more.
+
+    `backend`: an entry point of the group `valv.storage`; `path`: the folder of `local`, else where bodies lie below
+    `url`; `bucket`: bucket (`s3`) or container (`swift`); `region`: where the backend needs one; `credentials`: the
+    file that the store's secrets are in, in the backend's own form; `ca`: a file of certificates to trust besides the
+    system's. `country` and `unit`: where the store stands, if not with the node; `tape`: it is for what is seldom
+    read; `distance`: of the copies, the nearest is read (0 the nearest); `quota`: bytes that may be put there, 0 for
+    all."""
 
     backend: str = "local"
     path: str = "store"
+    url: str = ""
+    bucket: str = ""
+    region: str = ""
+    credentials: str = ""
+    ca: str = ""
+    country: str = ""
+    unit: str = ""
+    tape: bool = False
+    distance: int = 0
+    quota: int = 0
 
 
 class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,6 +148,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     login: Login = Login()
     mail: Mail = Mail()
     processes: Processes = Processes()
+    stores: dict[str, Storage] = msgspec.field(default_factory=dict)
     home: str = ""
     """The node's folder, where the file lies; relative paths start here. Filled in by `load`."""
 
@@ -140,6 +159,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def backup(self, place: str) -> Path:
         """This node's own folder in a place of the key backup."""
         return self.path(place) / f"valv-keys-{self.node.name}"
+
+    @property
+    def all_stores(self) -> dict[str, Storage]:
+        """Every store by its name, `main` first."""
+        return {MAIN: self.storage, **self.stores}
 
     @property
     def database_url(self) -> str:
@@ -165,6 +189,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _loopback(self.serve.host)
 
 
+MAIN: Final = "main"
+"""The name of the store that `[storage]` describes."""
+STORE_NAME: Final = r"[a-z][a-z0-9-]{0,30}"
 SECTIONS: dict[str, Any] = {
     "node": Node,
     "serve": Serve,
@@ -207,7 +234,9 @@ def parse(raw: dict[str, Any], home: str) -> tuple[Config | None, list[str]]:
     faults: list[str] = []
     parts: dict[str, Any] = {}
     for name, value in raw.items():
-        if name not in SECTIONS:
+        if name == "stores":
+            parts[name] = _stores(value, faults)
+        elif name not in SECTIONS:
             faults.append(f"[{name}]: no such section; the sections are {', '.join(SECTIONS)}")
         elif not isinstance(value, dict):
             faults.append(f"{name}: must be a section, written [{name}]")
@@ -222,20 +251,33 @@ def parse(raw: dict[str, Any], home: str) -> tuple[Config | None, list[str]]:
     return config, faults
 
 
-def _section(name: str, value: dict[str, Any], faults: list[str]) -> Any:
-    kind = SECTIONS[name]
+def _stores(value: Any, faults: list[str]) -> dict[str, Storage]:
+    found: dict[str, Storage] = {}
+    if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
+        faults.append("stores: each store is a section, written [stores.NAME]")
+        return found
+    for name, one in value.items():
+        if not re.fullmatch(STORE_NAME, name) or name == MAIN:
+            faults.append(f"[stores.{name}]: a name has up to 31 of a-z, 0-9 and '-', and is not {MAIN!r}")
+        elif (store := _section("storage", one, faults, f"stores.{name}")) is not None:
+            found[name] = store
+    return found
+
+
+def _section(name: str, value: dict[str, Any], faults: list[str], shown: str = "") -> Any:
+    kind, shown = SECTIONS[name], shown or name
     known = {field.name: field for field in msgspec.structs.fields(kind)}
     good: dict[str, Any] = {}
     for key, item in value.items():
         if key not in known:
-            faults.append(f"{name}.{key}: no such setting; [{name}] has {', '.join(known)}")
+            faults.append(f"{shown}.{key}: no such setting; [{shown}] has {', '.join(known)}")
             continue
         try:
             good[key] = msgspec.convert(item, known[key].type)
         except msgspec.ValidationError as error:
-            faults.append(f"{name}.{key}: {error}")
+            faults.append(f"{shown}.{key}: {error}")
     missing = [key for key, field in known.items() if field.required and key not in value]
-    faults.extend(f"{name}.{key}: missing" for key in missing)
+    faults.extend(f"{shown}.{key}: missing" for key in missing)
     if missing or len(good) != len(value):
         return None
     return kind(**good)
@@ -268,6 +310,14 @@ def _meaning(config: Config) -> list[str]:
     for bind in config.keys.binds:
         _, colon, inside = bind.partition(":")
         check(not colon or inside.startswith("/"), f"keys.binds: {bind!r} is not PATH, or PATH:INSIDE from the root")
+    for name, store in config.all_stores.items():
+        shown = "storage" if name == MAIN else f"stores.{name}"
+        local = store.backend == "local"
+        check(not store.country or store.country in COUNTRIES, f"{shown}.country: {store.country!r} is not known")
+        check(bool(store.path) or not local, f"{shown}.path: the backend 'local' needs a folder")
+        check(store.distance >= 0 and store.quota >= 0, f"{shown}: distance and quota are not negative")
+    folders = [config.path(store.path) for store in config.all_stores.values() if store.backend == "local"]
+    check(len(set(folders)) == len(folders), "stores: two stores lie in the same folder")
     check("@" in config.mail.sender, "mail.sender: must be an address")
     for key in ("slots", "seconds", "memory", "processes", "scratch"):
         check(getattr(config.compute, key) > 0, f"compute.{key}: must be positive")
@@ -290,12 +340,17 @@ def _meaning(config: Config) -> list[str]:
 def _secrets(config: Config) -> list[str]:
     """Faults of the files that secrets are in."""
     faults: list[str] = []
-    for section, key in (("database", "password_file"), ("keys", "passphrase_file"), ("keys", "clouds_file")):
-        value = getattr(getattr(config, section), key)
+    named = [
+        (f"{section}.{key}", getattr(getattr(config, section), key))
+        for section, key in (("database", "password_file"), ("keys", "passphrase_file"), ("keys", "clouds_file"))
+    ]
+    named.append(("storage.credentials", config.storage.credentials))
+    named += [(f"stores.{name}.credentials", store.credentials) for name, store in config.stores.items()]
+    for shown, value in named:
         if value and not config.path(value).is_file():
-            faults.append(f"{section}.{key}: {config.path(value)} is not a file")
+            faults.append(f"{shown}: {config.path(value)} is not a file")
         elif value and config.path(value).stat().st_mode & 0o077:
-            faults.append(f"{section}.{key}: {config.path(value)} can be read by others; chmod 600")
+            faults.append(f"{shown}: {config.path(value)} can be read by others; chmod 600")
     return faults
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 from base64 import b32encode
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
 import msgspec
 
-from valv.config import Config
+from valv.config import MAIN, Config
 from valv.core.actions import ACTIONS
 from valv.core.authorize import ANONYMOUS, Context, Policies, Principal, Resource, authorize
 from valv.errors import Fault, Refusal, RefusedFault
@@ -24,7 +24,8 @@ from valv.ports.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`clock` gives aware UTC times."""
+    """`storage`: all stores as one; `stores`: each of them by its name, `main` first, where there are several; `clock`
+    gives aware UTC times."""
 
     config: Config
     records: Records
@@ -33,6 +34,11 @@ class Node:
     policies: Policies
     login: Login
     clock: Callable[[], datetime]
+    stores: Mapping[str, Storage] = field(default_factory=dict)
+
+    def each_store(self) -> Mapping[str, Storage]:
+        """Every store by its name."""
+        return self.stores or {MAIN: self.storage}
 
 
 class Who(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from valv.app.node import Node
 from valv.assemble.backend import backend
@@ -11,12 +12,22 @@ from valv.assemble.policies import load_policies
 from valv.config import Config
 from valv.ports.compute import Compute, Reader
 from valv.ports.storage import Place, Storage
+from valv.vault.copies import Copies
 
 
-def storage(config: Config) -> Storage:
-    place = Place(config.node.country, config.node.unit)
-    made: Storage = backend("storage", config.storage.backend)(config.path(config.storage.path), place)
+def stores(config: Config) -> dict[str, Storage]:
+    """Every store of the node by its name, `main` first. Nothing is opened before its first use."""
+    made = {}
+    for name, settings in config.all_stores.items():
+        place = Place(settings.country or config.node.country, settings.unit or config.node.unit)
+        made[name] = backend("storage", settings.backend)(settings, Path(config.home), place)
     return made
+
+
+def nearest(config: Config) -> list[str]:
+    """The names of the stores in the order in which a body is looked for."""
+    known = config.all_stores
+    return sorted(known, key=lambda name: (known[name].tape, known[name].distance))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +46,15 @@ def build(config: Config) -> Parts:
     from valv.db.database import Database
     from valv.keys.client import KeydClient
 
-    store = storage(config)
+    places = stores(config)
+    store = Copies(places, nearest(config))
     launcher = LauncherClient(config.runtime / "launcher.sock")
     password = str(config.path(config.database.password_file)) if config.database.password_file else ""
     node = Node(
         config=config,
         records=Database(config.database_url, password),
         storage=store,
+        stores=places,
         keys=KeydClient(config.runtime / "keyd.sock"),
         policies=load_policies(config.node.country, config.policy.overlays),
         login=backend("login", config.login.backend)(),

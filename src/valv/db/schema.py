@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-SCHEMA: Final = "0002"
+SCHEMA: Final = "0003"
 """The newest revision in `migrations/versions`; revisions are numbered, so that newer is a comparison."""
 
 
@@ -214,9 +214,11 @@ dataset = sa.Table(
     _column("participants", INT, nullable=True),
     _column("published", TIME, nullable=True),
     _column("changed", TIME),
-    # written by `catalogue.py`, never shown: the folded words and the folded filter values of the row
+    # written by `catalogue.py`, never shown: the folded words and the folded filter values of the row; then the rule by
+    # which its bodies are placed
     _column("search", TEXT, default=""),
     _column("facets", TEXT, default=""),
+    _column("placement", TEXT, default="", server_default=sa.text("''")),
     sa.Index(None, "visible", "changed"),
 )
 dataset_member = sa.Table(
@@ -286,6 +288,21 @@ stale_body = sa.Table(
 )
 # downloads under way; `seen` is renewed while they go on
 open_body = sa.Table("open_body", metadata, _key("id"), _column("body", TEXT, index=True), _column("seen", TIME))
+
+# where the bodies of files rest, each with its seal beside it. `state`: see `valv.app.placement`; `checked`: when it
+# was last read from end to end; `fault`: what was wrong with it then
+copy = sa.Table(
+    "copy",
+    metadata,
+    _key("body"),
+    _key("store"),
+    _column("state", TEXT),
+    _column("size", INT),
+    _column("since", TIME),
+    _column("checked", TIME, nullable=True),
+    _column("fault", TEXT, default=""),
+    sa.Index(None, "store", "state", "checked"),
+)
 
 # --- work ----------------------------------------------------------------------------------------------------------
 

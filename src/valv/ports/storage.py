@@ -8,15 +8,25 @@ Duties of every store:
 2. A name is written once. Writing a name that exists raises `StorageFault`.
 3. `delete` of a missing name is no error (all verbs are idempotent).
 4. A full or failing medium raises `FullFault` / `StorageFault`, never a bare `OSError`; a missing name `MissingFault`.
+   A store that is away raises `UnreachableFault`, after as many attempts as make sense.
+5. What a server answers is not believed: after a write the stored size and digest are compared with what was sent, and
+   `commit` raises `StorageFault` where they differ; a read that ends early is read again, then a `StorageFault`.
+6. `sweep` removes what killed writers left behind; living writers are not touched.
+
+What only some stores can do is a protocol of its own (`Tape`, `Pulls`), asked for with `isinstance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from typing import Final, Protocol, runtime_checkable
 
 from typing_extensions import Buffer
+
+NAME: Final = r"[a-z0-9_-][a-z0-9._-]{0,199}"
+"""A regular expression of the names that bodies may have; anything else raises `InputFault`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +82,40 @@ class Storage(Protocol):
 
     def names(self) -> Iterator[str]: ...
 
-    def usage(self) -> Usage: ...
+    def usage(self) -> Usage:
+        """`used` counts whole bodies."""
+        ...
+
+    def sweep(self) -> int:
+        """Remove what killed writers left; returns how many things were removed."""
+        ...
+
+
+class Locality(StrEnum):
+    """Where a body lies in a store with tapes: what dCache and CTA call it."""
+
+    ONLINE = "online"
+    NEARLINE = "nearline"
+    UNAVAILABLE = "unavailable"
+    LOST = "lost"
+
+
+@runtime_checkable
+class Tape(Protocol):
+    """A store whose bodies may lie on tape, from where they must be staged before they can be read."""
+
+    def locality(self, name: str) -> Locality: ...
+
+    def stage(self, names: Sequence[str]) -> None:
+        """Ask for these bodies on disk; returns at once. Repeating is no error. `locality` tells how far it is."""
+        ...
+
+
+@runtime_checkable
+class Pulls(Protocol):
+    """A store that can fetch a body from another one by itself, so that the bytes need not pass through the node."""
+
+    def pull(self, name: str, source: Storage) -> bool:
+        """Copy `name` from `source`; False where these two cannot. Duties 1, 2, 4 and 5 of a writer hold. What has
+        come is still to be held against its hash tree."""
+        ...

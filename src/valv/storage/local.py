@@ -23,13 +23,19 @@ from typing import Final
 
 from typing_extensions import Buffer
 
+from valv.config import Storage as Settings
 from valv.errors import FullFault, InputFault, MissingFault, StorageFault
-from valv.ports.storage import Place, Usage
+from valv.ports.storage import NAME, Place, Usage
 
-_NAME: Final = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,199}")
+_NAME: Final = re.compile(NAME)
 _DIRECTORY_MODE: Final = 0o770
 _FILE_MODE: Final = 0o640
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def connect(settings: Settings, home: Path, place: Place) -> LocalStorage:
+    """The backend `local` of the group `valv.storage`. `home`: where relative paths begin."""
+    return LocalStorage(home / settings.path, place)
 
 
 class LocalStorage:
