@@ -25,8 +25,28 @@ from valv.errors import Fault, FormatFault, IntegrityFault, KeyFault, MissingFau
 
 MOST_REKEYED: Final = 256
 """Files of one `Reader.rekey`."""
+MOST_JOINED: Final = 50_000
+"""Pieces of one `Reader.join`."""
 DAMAGE: Final = (KeyFault, FormatFault, IntegrityFault, MissingFault)
 """Faults of one file, and not of the moment."""
+
+
+WHY: Final = {
+    "broken": "the file breaks its format, or is cut off",
+    "long_row": "the file has a row that is longer than can be worked on",
+    "large": "the file is larger than can be worked on as a whole",
+    "unknown": "the node cannot rewrite files of this format",
+    "opaque": "nobody is listed for the file, and the node cannot look into its format",
+    "no_column": "no column of the table says whose a row is",
+    "no_tool": "the node has no bcftools, which this format needs",
+    "proband": "the family is told of from the person who withdraws",
+    "not_found": "the person is listed for the file, and no sample, row or record in it has their name",
+    "remains": "after it was rewritten, a name was still in it",
+    "damaged": "the stored file does not hold: it was altered, or its key is another",
+    "memory": "the file needed more memory than is allowed",
+}
+"""Why a job cannot be done, by the codes that a sandbox may answer, in words for the custodian. None of them says
+anything of the content."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -113,6 +133,52 @@ class Rekeyed(msgspec.Struct, frozen=True):
     tree_root: bytes
 
 
+class Joined(msgspec.Struct, frozen=True):
+    """A body that was made of pieces: what a row of `file` says of it. Sizes in bytes; `sha256`: of what the pieces
+    hold together. `sealed`: that was a Crypt4GH file already; `header` is then its own, sealed to whom it was made for,
+    and `size` the plain bytes within."""
+
+    header: bytes
+    size: int
+    cipher_size: int
+    segments: int
+    seal_root: bytes
+    tree_root: bytes
+    sha256: bytes
+    sealed: bool
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What a sandbox does with one file. `rewrite`: take the people `names` out; `look`: search for them; `index`: make
+    the index `kind` (`tbi`, `csi`) of it. `path`: as in the dataset, whose ending tells the format; `keep`: names of
+    others of which one of `names` is a part."""
+
+    do: Literal["rewrite", "look", "index"]
+    path: str
+    names: tuple[str, ...]
+    keep: tuple[str, ...] = ()
+    kind: Literal["", "tbi", "csi"] = ""
+
+
+RewriteOutcome = Literal["rewritten", "clean", "mentions", "drop", "custodian"]
+
+
+class Rewritten(msgspec.Struct, frozen=True):
+    """The answer to a `Job`. `rewritten`: there is a new body, and the other fields say what a row of `file` says of it
+    (sizes in bytes, `sha256` of the plain bytes); `clean`, `mentions`: what a search found; `drop`: the file is of
+    these people alone; `custodian`: it is no work for a program, and `why` is the code of the reason."""
+
+    outcome: RewriteOutcome
+    why: str = ""
+    header: bytes = b""
+    size: int = 0
+    cipher_size: int = 0
+    segments: int = 0
+    seal_root: bytes = b""
+    tree_root: bytes = b""
+    sha256: bytes = b""
+
+
 class Compute(Protocol):
     def reserve(self, run_id: str) -> int:
         """Set a slot aside for the run and tell the user id that its mount process will have, for the grant that must
@@ -160,4 +226,22 @@ class Reader(Protocol):
         its answer, nothing is left of its new body, and the others go on. Any other fault is raised and ends all;
         closing the generator does, too. Names whose answer did not come may then have a body, or none. The grant is
         used before the first answer only."""
+        ...
+
+    def join(self, token: str, grant_id: str, parts: Sequence[MountedFile], body: str, public_key: bytes) -> Joined:
+        """Make one body of pieces (1 to `MOST_JOINED`), in the store under the name `body`, and its sidecar; the pieces
+        stay. What they hold together is encrypted under a data key that nobody knew, sealed for `public_key`; a
+        Crypt4GH file is taken as it is. After a fault that is the pieces' own (`DAMAGE`) nothing is left of the new
+        body; after another one there may be some of it."""
+        ...
+
+    def rewrite(
+        self, token: str, grant_id: str, file: MountedFile, job: Job, *, public_key: bytes, body: str
+    ) -> Rewritten:
+        """Let a keyless sandbox work on the plain bytes of a stored file, and encrypt what it makes of it into the
+        store under the name `body`, and its sidecar, sealed for `public_key`. The old body stays.
+
+        Raises `FormatFault` where the sandbox ended without an answer (it broke, or hit its bounds), and the other
+        faults of the file itself (`DAMAGE`); nothing is then left of the new body. After another fault there may be
+        some of it."""
         ...

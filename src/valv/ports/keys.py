@@ -15,6 +15,8 @@ from valv.core.custody import Custody
 
 KeyClass = Literal["identifiable", "anonymised", "result", "intake"]
 """What a key pair protects. A header under an `identifiable` key is never sealed to a key from outside the node."""
+HeldClass = KeyClass | Literal["volume"]
+"""The same with the keys of the node's encrypted disks, which only the operator makes and uses."""
 
 
 class KeyStatus(msgspec.Struct, frozen=True):
@@ -122,6 +124,12 @@ class KeyHolder(Protocol):
     def reseal_within(self, key_id: str, headers: list[bytes]) -> list[bytes]:
         """Seal headers that any pair of this key opens to its newest pair, in the same order; at most `MOST_HEADERS`
         and together 1 MiB. Raises `KeyFault` where one does not open."""
+        ...
+
+    def reseal_across(self, key_id: str, headers: list[bytes], to: str) -> list[bytes]:
+        """Seal headers that any pair of this key opens to the newest pair of another key of data, `to`, in the same
+        order; bounds as `reseal_within`. Refused with `key_class` where this key is identifiable and the other is not.
+        Raises `KeyFault` where one does not open."""
         ...
 
     def retire(self, key_id: str, pair: int) -> None:

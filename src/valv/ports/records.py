@@ -7,7 +7,7 @@ can be erased; the journal holds random ids and salted digests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol
@@ -108,6 +108,10 @@ class Unit(Protocol):
 
     def inclusion(self, position: int, size: int) -> list[bytes]: ...
 
+    def root(self, size: int) -> bytes:
+        """The RFC 9162 root of the first `size` events."""
+        ...
+
     def consistency(self, old: int, new: int) -> list[bytes]: ...
 
     def put_checkpoint(self, size: int, note: str) -> None: ...
@@ -155,6 +159,43 @@ class Unit(Protocol):
         limit: int = 50,
     ) -> tuple[int, list[dict[str, Any]]]:
         """Visible catalogue rows and how many there are in all."""
+        ...
+
+    # --- copies of bodies; `table`: `file` (of published versions) or `release_file`, `where`: columns of it ---
+    def enrol(self, table: str, where: dict[str, Any], store: str, at: datetime) -> int:
+        """Note that `store` has a whole copy of each body of which no copy is known yet. Returns how many."""
+        ...
+
+    def queue_bodies(self, table: str, where: dict[str, Any], at: datetime) -> int:
+        """Have these bodies' copies looked at from this time on. Returns how many."""
+        ...
+
+    def due_bodies(self, at: datetime, limit: int) -> list[dict[str, Any]]:
+        """Rows of `placing` that are due, the longest first."""
+        ...
+
+    def copies_of(self, dataset_id: str) -> list[dict[str, Any]]:
+        """How many copies of a dataset's files there are, and their bytes, by `version`, `store` and `state`."""
+        ...
+
+    def copy_totals(self) -> list[dict[str, Any]]:
+        """`count` and `bytes` of all copies, by `store` and `state`."""
+        ...
+
+    def placing_faults(self, dataset_id: str = "") -> list[dict[str, Any]]:
+        """Why bodies are not where they are to be: `fault` and `count`, the most frequent first."""
+        ...
+
+    # --- all records at once, for backups ---
+    def dump(self) -> Iterator[bytes]:
+        """Everything in this view but what belongs to a moment (sessions and the like), as lines of text that any
+        database can be filled with. Flat memory."""
+        ...
+
+    def fill(self, given: Iterable[bytes]) -> int:
+        """Fill an empty database with such lines, given without their ends; returns how many rows came. Raises
+        `FormatFault` where they are not whole, `ConfigFault` where they are of another schema, `ConflictFault` where
+        the database is not empty."""
         ...
 
 

@@ -13,7 +13,8 @@ Duties of every store:
    `commit` raises `StorageFault` where they differ; a read that ends early is read again, then a `StorageFault`.
 6. `sweep` removes what killed writers left behind; living writers are not touched.
 
-What only some stores can do is a protocol of its own (`Tape`, `Pulls`), asked for with `isinstance`.
+What only some stores can do is a protocol of its own (`Tape`, `Pulls`), asked for with `isinstance`; so is what only
+some bodies are (`Copied`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from enum import StrEnum
 from typing import Final, Protocol, runtime_checkable
 
 from typing_extensions import Buffer
+
+from valv.errors import Fault
 
 NAME: Final = r"[a-z0-9_-][a-z0-9._-]{0,199}"
 """A regular expression of the names that bodies may have; anything else raises `InputFault`."""
@@ -56,6 +59,22 @@ class Body(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Copied(Protocol):
+    """A body of which there are copies in several stores. Its `pread_into` takes another copy where one cannot be read;
+    whether what it gave holds, only the reader can say, who goes through the copies one by one
+    (`valv.vault.copies.holding`)."""
+
+    def copies(self) -> Iterator[Body]:
+        """Each copy, that which held last before the others. They may be absent, which their use then tells, and are
+        closed with the whole."""
+        ...
+
+    def broken(self, copy: Body, fault: Fault) -> None:
+        """This copy cannot be read, or does not hold: from now on it is read last."""
+        ...
 
 
 class BodyWriter(Protocol):

@@ -161,6 +161,45 @@ class StorageContract:
         put(store, name, b"data")
         assert list(store.names()) == [name]
 
+    def test_a_sweep_touches_neither_bodies_nor_living_writers(self, store: Storage) -> None:
+        put(store, "body", b"data")
+        writer = store.writer("living")
+        writer.write(b"x" * 3_000_000)
+        assert store.sweep() == 0
+        writer.commit()
+        assert store.sweep() == 0
+        assert read_all(store, "body") == b"data"
+        assert read_all(store, "living") == b"x" * 3_000_000
+
+    def test_a_writer_that_ended_takes_and_makes_nothing(self, store: Storage) -> None:
+        aborted = store.writer("body")
+        aborted.write(b"early")
+        aborted.abort()
+        with pytest.raises(StorageFault):
+            aborted.write(b"late")
+            aborted.commit()
+        assert list(store.names()) == []
+        done = store.writer("body")
+        done.write(b"data")
+        done.commit()
+        done.abort()
+        assert read_all(store, "body") == b"data"
+
+    def test_an_open_body_never_gives_the_bytes_of_another(self, store: Storage) -> None:
+        """After its name was deleted and written anew, an open body gives its own bytes still, or a fault."""
+        put(store, "body", b"a" * 1000)
+        body = store.open("body")
+        store.delete("body")
+        put(store, "body", b"b" * 1000)
+        target = bytearray(1000)
+        try:
+            count = body.pread_into(target, 0)
+        except (StorageFault, MissingFault):
+            count = 0
+        assert bytes(target[:count]) == b"a" * count
+        body.close()
+        assert read_all(store, "body") == b"b" * 1000
+
     def test_usage_and_place(self, store: Storage) -> None:
         assert store.usage().used == 0
         put(store, "one", b"x" * 1000)
