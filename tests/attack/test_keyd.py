@@ -143,6 +143,7 @@ def test_malformed_frames(keyd: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_many_malformed_frames(keyd: Any) -> None:
     fuzz(keyd, 10_000)
 

@@ -134,7 +134,7 @@ class Running:
         )
         self.config: Config = load(folder)
         keyd.create(self.config, PASSPHRASE, None if softhsm else FileKeyring(self.config.keys, CHEAP))
-        self.places = [self.config.backup(place) for place in self.config.keys.backup]
+        self.places = [self.config.key_place(place) for place in self.config.keys.backup]
         for place in self.places:
             place.mkdir(mode=0o700, parents=True)
         if uid is not None:

@@ -338,6 +338,7 @@ def test_each_role_has_its_verbs_and_no_more(keyd: Running) -> None:
         "destroy": ("k",),
         "rotate": ("k", 2),
         "reseal_within": ("k", []),
+        "reseal_across": ("k", [], "k"),
         "retire": ("k", 2),
         "unseal_share": ("words",),
         "shares": ("anna",),

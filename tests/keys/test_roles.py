@@ -10,6 +10,8 @@ from valv.keys.roles import ALLOWED, Role, Roles, table
 from valv.ports.keys import KeyHolder
 
 DOCS = Path(__file__).parents[2] / "docs" / "keyd.md"
+OPERATORS = {"unseal", "unseal_share", "shares", "create_volume", "reseal_volume"}
+"""Verbs that no process of the node has, only who operates it."""
 UIDS = st.one_of(st.integers(0, 2**32 - 1), st.integers(610000, 611100))
 
 
@@ -20,7 +22,7 @@ def test_the_documented_table_is_the_one_that_is_enforced() -> None:
 def test_the_verbs_are_those_of_the_port_and_of_unsealing() -> None:
     port = {name for name in vars(KeyHolder) if not name.startswith("_")}
     requests = {str(kind.__struct_config__.tag) for kind in messages.Request.__subclasses__()}
-    assert set(ALLOWED) == requests == port | {"unseal", "unseal_share", "shares"}
+    assert set(ALLOWED) == requests == port | OPERATORS
 
 
 @given(UIDS)

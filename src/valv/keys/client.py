@@ -58,6 +58,14 @@ class KeydClient:
     def create(self, key_id: str, key_class: KeyClass) -> bytes:
         return self._ask(messages.Create(key_id, key_class), bytes)
 
+    def create_volume(self, key_id: str) -> bytes:
+        """Make a `volume` key; its public half. Repeating gives the same. Only the operator may."""
+        return self._ask(messages.CreateVolume(key_id), bytes)
+
+    def reseal_volume(self, key_id: str, header: bytes, public_key: bytes) -> bytes:
+        """Re-seal the passphrase of an encrypted disk to a key that was made for opening it. Only the operator may."""
+        return self._ask(messages.ResealVolume(key_id, header, public_key), bytes)
+
     def confirm(self, key_id: str) -> None:
         self._ask(messages.Confirm(key_id), None)
 
@@ -90,6 +98,9 @@ class KeydClient:
 
     def rotate(self, key_id: str, pair: int) -> bytes:
         return self._ask(messages.Rotate(key_id, pair), bytes)
+
+    def reseal_across(self, key_id: str, headers: list[bytes], to: str) -> list[bytes]:
+        return self._ask(messages.ResealAcross(key_id, headers, to), list[bytes], UNSEAL_SECONDS)
 
     def reseal_within(self, key_id: str, headers: list[bytes]) -> list[bytes]:
         return self._ask(messages.ResealWithin(key_id, headers), list[bytes], UNSEAL_SECONDS)

@@ -68,6 +68,7 @@ class Keyd:
         if not caller.may(verb):
             allowed = ", ".join(sorted(role.value for role in ALLOWED[verb]))
             raise RefusedFault(Refusal("key_not_yours", f"'{verb}' is for {allowed}"))
+        self._only_data(request)
         match request:
             case messages.Status():
                 return self._status()
@@ -83,6 +84,17 @@ class Keyd:
                 if not known:
                     self._folder.changed(request.key_id)
                 return public
+            case messages.CreateVolume():
+                known = self._store.holds(request.key_id)
+                public = self._store.create_key(request.key_id, "volume")
+                if not known:
+                    self._folder.changed(request.key_id)
+                return public
+            case messages.ResealVolume():
+                record, keys = self._loaded.unlock(self._store, request.key_id)
+                if record.key_class != "volume":
+                    raise RefusedFault(Refusal("key_class", f"key {request.key_id} is {record.key_class}"))
+                return keys.reseal(request.header, [request.public_key])
             case messages.Confirm():
                 self._store.confirm(request.key_id)
                 self._folder.changed(request.key_id)
@@ -96,6 +108,8 @@ class Keyd:
             case messages.ResealWithin():
                 record, keys = self._loaded.unlock(self._store, request.key_id, oldest_first=True)
                 return [keys.reseal(header, [record.public]) for header in request.headers]
+            case messages.ResealAcross():
+                return self._reseal_across(request)
             case messages.Retire():
                 self._retire(request)
             case messages.Adopt():
@@ -130,6 +144,19 @@ class Keyd:
             case _:
                 assert_never(request)
         return None
+
+    def _only_data(self, request: AnyRequest) -> None:
+        """The keys of the node's disks are no business of those who work with data."""
+        match request:
+            case messages.Narrow() | messages.Rotate() | messages.Retire() | messages.Adopt() | messages.ResealWithin():
+                named = [request.key_id]
+            case messages.Grant():
+                named = list(request.key_ids)
+            case _:
+                return
+        for key_id in named:
+            if self._store.holds(key_id) and self._store.unlock(key_id)[0].key_class == "volume":
+                raise RefusedFault(Refusal("key_class", f"key {key_id} is volume"))
 
     def unseal(self, passphrase: bytes) -> None:
         """Open the folder. Where it is open already, only the passphrase is checked. Refused where it takes the shares
@@ -293,6 +320,15 @@ class Keyd:
             why = "not confirmed" if record.key_class == "anonymised" else record.key_class
             raise RefusedFault(Refusal("key_stays_inside", f"key {request.key_id} is {why}"))
         return keys.reseal(request.header, [request.public_key])
+
+    def _reseal_across(self, request: messages.ResealAcross) -> list[bytes]:
+        """From a version's key to its successor's. What must stay inside does not get a key that lets it leave."""
+        record, keys = self._loaded.unlock(self._store, request.key_id)
+        target, _ = self._store.unlock(request.to)
+        classes = (record.key_class, target.key_class)
+        if not set(classes) <= {"identifiable", "anonymised"} or classes == ("identifiable", "anonymised"):
+            raise RefusedFault(Refusal("key_class", f"from {record.key_class} to {target.key_class}"))
+        return [keys.reseal(header, [target.public]) for header in request.headers]
 
     def _sign(self, request: messages.Sign) -> str:
         store = self._store

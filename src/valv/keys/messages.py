@@ -67,6 +67,16 @@ class Create(Request, frozen=True, tag="create"):
     key_class: KeyClass
 
 
+class CreateVolume(Request, frozen=True, tag="create_volume"):
+    key_id: Name
+
+
+class ResealVolume(Request, frozen=True, tag="reseal_volume"):
+    key_id: Name
+    header: Header
+    public_key: Hash
+
+
 class Confirm(Request, frozen=True, tag="confirm"):
     key_id: Name
 
@@ -129,6 +139,12 @@ class ResealWithin(Request, frozen=True, tag="reseal_within"):
     headers: Annotated[list[Header], msgspec.Meta(max_length=MOST_HEADERS)]
 
 
+class ResealAcross(Request, frozen=True, tag="reseal_across"):
+    key_id: Name
+    headers: Annotated[list[Header], msgspec.Meta(max_length=MOST_HEADERS)]
+    to: Name
+
+
 class Retire(Request, frozen=True, tag="retire"):
     key_id: Name
     pair: Number
@@ -164,12 +180,15 @@ AnyRequest: TypeAlias = (
     | Shares
     | Rotate
     | ResealWithin
+    | ResealAcross
     | Retire
     | Order
     | Custody
     | HeldAfter
     | BackUp
     | Create
+    | CreateVolume
+    | ResealVolume
     | Confirm
     | Narrow
     | Adopt

@@ -6,7 +6,7 @@ destroyed is not brought back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from valv.keys.file import SecretRoot
 from valv.keys.memory import Secret
 from valv.keys.mirror import generation_name
 from valv.keys.recovery import Recovery, Unsealing
-from valv.keys.store import Act, Store
+from valv.keys.store import Act, Checkpoint, Store
 from valv.ports.keys import Keyring, OpenRoot
 
 
@@ -50,12 +50,16 @@ def recover(
     passphrase: bytes,
     known: Sequence[bytes],
     now: datetime,
+    fits: Callable[[Checkpoint], bool] = lambda _: True,
+    left: Checkpoint | None = None,
 ) -> str:
     """Make the key folder `path`, which is not there, from the key backup in `place`; returns the minutes.
 
     `signed`: the officers' order; `words`: their opened shares; `passphrase`: what the new root key opens with, where
     one person unseals, or the token's PIN; `known`: the custody events of the node's ledger, as JSON. They say who the
-    officers are now: verify the ledger against its last checkpoint before. Raises `RefusedFault` where the core
+    officers are now: verify the ledger against its last checkpoint before. `fits`: whether the ledger continues what
+    was signed last; where it does not, and says itself that it lost its end and what was `left` (an operator accepted
+    that), the new key holder goes on from there, by the officers' order. Raises `RefusedFault` where the core
     refuses, `KeyFault` where the shares do not open this backup, `ConflictFault` where there are keys at `path`.
     """
     if path.exists():
@@ -71,7 +75,8 @@ def recover(
             gone = frozenset(key_id for one in later if isinstance(one, custody.Destroyed) for key_id in one.key_ids)
             acts = [Act("", encode(one)[1], "") for one in later]  # their minutes are in the ledger
             acts.append(Act(order.decode(note.read(signed)[0]).ident, encode(event)[1], minutes))
-            _write(path, keyring, passphrase, store, gone, acts)
+            signed_last = left if left is not None and not fits(store.checkpoint) else None
+            _write(path, keyring, passphrase, store, gone, acts, signed_last)
         finally:
             store.close()
     finally:
@@ -129,6 +134,7 @@ def _write(
     store: Store,
     gone: frozenset[str],
     acts: Sequence[Act],
+    checkpoint: Checkpoint | None,
 ) -> None:
     """The whole key folder beside its place, then its rename. Shares are dealt to the officers that there are now."""
     state = folder.fold([*store.acts, *acts])
@@ -149,7 +155,7 @@ def _write(
         recovery.write(living, Recovery.deal(dealing.officers, dealing.threshold, root), unsealing)
         without = gone & frozenset(store.key_ids)
         copied = store.copy_keys(living, root, without)
-        store.copy(living, root, copied, generation=state.generation, without=without, acts=acts)
+        store.copy(living, root, copied, generation=state.generation, without=without, acts=acts, checkpoint=checkpoint)
         disk.write(fresh / folder.TAG, folder.TAG_CONTENT)
         with disk.storage_faults(path):
             fresh.rename(path)

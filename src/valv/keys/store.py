@@ -46,7 +46,7 @@ from valv.errors import (
 )
 from valv.formats import crypt4gh, merkle
 from valv.keys import disk
-from valv.ports.keys import Held, KeyClass, RootKey
+from valv.ports.keys import Held, HeldClass, RootKey
 
 KEY_ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 """A key id is also a file name: no separators, no leading dot."""
@@ -70,7 +70,7 @@ class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     newest last; older ones only open headers that are not re-sealed yet."""
 
     key_id: str
-    key_class: KeyClass
+    key_class: HeldClass
     confirmed: bool
     version: int
     pairs: tuple[Pair, ...]
@@ -202,10 +202,11 @@ class Store:
         generation: int = 0,
         without: frozenset[str] = frozenset(),
         acts: Sequence[Act] = (),
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """Write all of this into the folder `path` under another root key: as this `generation` (0: the same), without
         the keys `without`, which are destroyed there, and with these `acts` more. `copied`: what `copy_keys` has
-        written there. Durable when it returns."""
+        written there; `checkpoint`: the last signed one there, None for the same. Durable when it returns."""
         with self._mutex:
             for key_id, version in self._index.versions.items():
                 if key_id not in without and copied.get(key_id) != version:
@@ -217,7 +218,7 @@ class Store:
             index = Index(generation or self.generation, kept, self._index.destroyed | without)
             disk.write_loose(path / "node.json", msgspec.json.encode(node))
             disk.write_loose(path / "index.json", _seal("index.json", index, root))
-            disk.write_loose(path / "checkpoint.json", _seal("checkpoint.json", self._checkpoint, root))
+            disk.write_loose(path / "checkpoint.json", _seal("checkpoint.json", checkpoint or self._checkpoint, root))
             disk.write_loose(path / "custody.json", _seal("custody.json", (*self._acts, *acts), root))
             disk.sync_all(path)
 
@@ -314,7 +315,7 @@ class Store:
             self._known(key_id)
             return self._read(key_id)
 
-    def create_key(self, key_id: str, key_class: KeyClass) -> bytes:
+    def create_key(self, key_id: str, key_class: HeldClass) -> bytes:
         """Make a key; its public half. Repeating gives the same, also after `narrow`."""
         _check_id(key_id)
         with self._mutex:
