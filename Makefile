@@ -65,14 +65,24 @@ format: setup-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup-test
+bench: setup-test setup/.packages-bench .venv-bench/.done
 	$(BIN)/python -m bench $(NAME)
+
+setup/.packages-bench: setup/packages-bench.txt setup/debian.sh
+	@sh setup/debian.sh setup/packages-bench.txt
+	@touch $@
+
+# Peers of the benchmarks have an environment of their own: what they need is not what Valv needs.
+.venv-bench/.done: requirements/bench.txt | setup/.packages-bench
+	@$(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
 
 # Pins anew, with hashes and without any address.
 lock: setup-test
-	for name in build runtime dev; do $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-emit-index-url \
+	for name in build runtime dev bench; do $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --no-header --python-version 3.11 requirements/$$name.in \
 		$$([ $$name = dev ] && echo -c requirements/runtime.txt) -o requirements/$$name.txt; done
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info setup/.packages setup/.packages-test .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-bench build src/*.egg-info setup/.packages setup/.packages-test setup/.packages-bench .mypy_cache .ruff_cache .pytest_cache
