@@ -18,7 +18,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-pytest_plugins = ["tests.peers.barbican", "tests.peers.postgres", "tests.peers.softhsm"]
+pytest_plugins = [
+    "tests.peers.barbican",
+    "tests.peers.ceph",
+    "tests.peers.postgres",
+    "tests.peers.softhsm",
+    "tests.peers.swift",
+    "tests.peers.xrootd",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -102,9 +109,13 @@ def node_missing() -> str:
     return ""
 
 
+DAY = 24 * 3600
+
+
 @pytest.fixture(scope="session")
 def running_node() -> Iterator[RunningNode]:
     """One node for all tests of this process that need one: made as the demonstration makes its own."""
+    from valv import config as configuration
     from valv.assemble import demo
 
     why = node_missing()
@@ -112,7 +123,12 @@ def running_node() -> Iterator[RunningNode]:
         pytest.skip(why)
     with tempfile.TemporaryDirectory(prefix="valv-node-") as folder:
         directory = Path(folder)
-        config = demo.prepare(directory, free_port())
+        demo.prepare(directory, free_port())
+        # All tests share the sessions, and together they take longer than people's own would last.
+        toml = directory / "valv.toml"
+        lasting = f"[login]\nidle = {DAY}\nabsolute = {DAY}\nstep_up = {DAY}\n"
+        toml.write_text(toml.read_text("utf-8").replace("[login]\n", lasting), "utf-8")
+        config = configuration.load(directory, secrets=True)
         accounts = json.loads(demo.accounts_file(directory).read_text("utf-8"))
         with demo.running(directory, config) as url:
             yield RunningNode(url, directory, accounts)

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,23 +21,27 @@ import msgspec
 import pyotp
 import uvicorn
 
+import valv.compute
 from tests.keys import running as keyd
 from valv.api import app as api
-from valv.app import account, dataset, intake, outbox, rotating
+from valv.app import account, dataset, intake, joining, outbox, rotating, withdrawing
 from valv.app import running as steps
 from valv.app.node import Node
-from valv.app.streams import DATASET, find
+from valv.app.streams import DATASET, WITHDRAWAL, find
 from valv.assemble.policies import load_policies
+from valv.compute.rewriting import Work, rewrite
+from valv.core import withdrawal
 from valv.core.account import Role
 from valv.db.database import Database
 from valv.errors import Fault
 from valv.formats.crypt4gh import KeyPair, generate_keypair, open_header
 from valv.login.demo import DemoLogin
-from valv.ports.compute import MountedFile, Output, Rekeyed, RunSpec, RunStatus, Skipped
+from valv.ports.compute import Job, Joined, MountedFile, Output, Rekeyed, Rewritten, RunSpec, RunStatus, Skipped
 from valv.ports.keys import KeyHolder
 from valv.ports.storage import Place, Storage
 from valv.storage.local import LocalStorage
 from valv.vault.encrypt import Encryptor
+from valv.vault.join import join
 from valv.vault.reader import open_reader
 from valv.vault.rekey import rekey_each
 
@@ -91,6 +98,38 @@ class DirectReader:
             return self._keys.reseal(grant_id, file.key_id, file.header, public)
 
         return rekey_each(self._storage, files, reseal, public_key=public_key)
+
+    def join(self, token: str, grant_id: str, parts: Sequence[MountedFile], body: str, public_key: bytes) -> Joined:
+        def reseal(part: MountedFile, public: bytes) -> bytes:
+            return self._keys.reseal(grant_id, part.key_id, part.header, public)
+
+        return join(self._storage, parts, reseal, public_key=public_key, body=body)
+
+    def rewrite(
+        self, token: str, grant_id: str, file: MountedFile, job: Job, *, public_key: bytes, body: str
+    ) -> Rewritten:
+        """The rewriter in a process of its own, without its sandbox."""
+        pair = generate_keypair()
+        header = self._keys.reseal(grant_id, file.key_id, file.header, pair.public)
+        (theirs, into), (back, ours) = os.pipe(), os.pipe()
+        folder = Path(valv.compute.__file__).parent
+        program = f"import sys; sys.path.insert(0, {str(folder)!r}); from rewrite.job import main; main()"
+        child = subprocess.Popen([sys.executable, "-I", "-c", program], stdin=theirs, stdout=ours)
+        os.close(theirs)
+        os.close(ours)
+        try:
+            return rewrite(
+                self._storage,
+                Work(file, job),
+                header,
+                pair.private,
+                public_key=public_key,
+                body=body,
+                into=into,
+                back=back,
+            )
+        finally:
+            child.wait(60)
 
     def probe(self) -> None:
         self._storage.usage()
@@ -267,18 +306,31 @@ class World:
         """Publish what was handed in, run what was queued (leaving `outputs`), go on with rotations, deliver what is
         for the keys."""
         self.compute.outputs = dict(outputs)
+        joining.step(self.worker, self.reader)
         intake.process_submitted(self.worker, self.reader)
         steps.start_queued(self.worker, self.compute)
         steps.watch(self.worker, self.compute)
         steps.finish_ended(self.worker, self.compute)
         rotating.seal(self.worker)
         rotating.encrypt(self.worker, self.reader)
+        while withdrawing.step(self.worker, self.reader) and not self.waits():
+            pass
+        withdrawing.clear(self.worker)
         keys = self.worker.keys
         topics: dict[str, Callable[[Node, dict[str, Any]], None]] = {
             "key.confirm": lambda _, body: keys.confirm(body["key_id"]),
             "key.narrow": lambda _, body: keys.narrow(body["key_id"]),
         }
         outbox.deliver(self.worker, topics)
+
+    def waits(self) -> bool:
+        """Whether every withdrawal under way waits for its custodian, and has been seen to."""
+        with self.node.records.reading() as unit:
+            going = find(unit, WITHDRAWAL, phases=withdrawal.GOING)
+            asking = [
+                unit.count("withdrawal_file", {"withdrawal": one.withdrawal_id, "state": "asking"}) for one in going
+            ]
+        return all(one.phase == "waiting" and count for one, count in zip(going, asking, strict=True))
 
     # --- the way to each stage ---
 

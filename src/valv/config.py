@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -129,6 +129,31 @@ class Mail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     folder: str = "mail"
 
 
+class Fixity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`days`: every copy of every file is read again, from end to end, once in so many days; `rate`: bytes that are
+    read for that in a second, over all stores."""
+
+    days: int = 90
+    rate: int = 50_000_000
+
+
+class BackupPlace(Storage, frozen=True, forbid_unknown_fields=True):
+    """A store for backups, of this node alone, settings as of any store. `country`, `unit`: where it stands; `bodies`:
+    `value` puts files there, as they are stored, `reference` only their names; `keep`: how many backups stay."""
+
+    bodies: Literal["value", "reference"] = "value"
+    keep: int = 7
+
+
+class Backup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`recipient`: the public key that backups are encrypted for, as `valv backup key` prints it; `hours`: how old the
+    newest backup may become; `places`: by name, each a section [backup.places.NAME]."""
+
+    recipient: str = ""
+    hours: int = 24
+    places: dict[str, BackupPlace] = {}
+
+
 class Processes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`uid_base`: where root starts the node, its processes get the user ids from here on (a range of 1000 that nobody
     else uses). `runtime`: sockets and mounts; empty for a folder in /run (root) or /dev/shm (others)."""
@@ -147,6 +172,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: Policy = Policy()
     login: Login = Login()
     mail: Mail = Mail()
+    fixity: Fixity = Fixity()
+    backup: Backup = Backup()
     processes: Processes = Processes()
     stores: dict[str, Storage] = msgspec.field(default_factory=dict)
     home: str = ""
@@ -156,9 +183,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """A path of the configuration, made absolute against the node's folder."""
         return Path(self.home, name)
 
-    def backup(self, place: str) -> Path:
+    def key_place(self, place: str) -> Path:
         """This node's own folder in a place of the key backup."""
         return self.path(place) / f"valv-keys-{self.node.name}"
+
+    def backup_place(self, name: str) -> BackupPlace:
+        """A place of backups. Of a local one, this node's own folder in it."""
+        place = self.backup.places[name]
+        if place.backend != "local":
+            return place
+        return msgspec.structs.replace(place, path=str(self.path(place.path) / f"valv-backup-{self.node.name}"))
 
     @property
     def all_stores(self) -> dict[str, Storage]:
@@ -202,6 +236,8 @@ SECTIONS: dict[str, Any] = {
     "policy": Policy,
     "login": Login,
     "mail": Mail,
+    "fixity": Fixity,
+    "backup": Backup,
     "processes": Processes,
 }
 COUNTRIES = ("SE", "NO", "DK", "FI", "IS", "EE", "LV", "LT", "DE", "NL")
@@ -324,6 +360,9 @@ def _meaning(config: Config) -> list[str]:
     check(config.compute.slots <= 400, "compute.slots: at most 400")
     for key in ("idle", "absolute", "step_up"):
         check(getattr(config.login, key) > 0, f"login.{key}: must be positive")
+    for key in ("days", "rate"):
+        check(getattr(config.fixity, key) > 0, f"fixity.{key}: must be positive")
+    faults.extend(_backup(config))
     check(config.policy.permit_days > 0, "policy.permit_days: must be positive")
     if "://" in config.database.url:
         user = config.database.url.partition("://")[2].partition("@")[0]
@@ -337,6 +376,28 @@ def _meaning(config: Config) -> list[str]:
     return faults
 
 
+def _backup(config: Config) -> list[str]:
+    faults: list[str] = []
+    backup = config.backup
+    if backup.places and not backup.recipient:
+        faults.append("backup.recipient: missing; make a key with 'valv backup key'")
+    if backup.recipient and not re.fullmatch(r"[A-Za-z0-9+/]{43}=", backup.recipient):
+        faults.append("backup.recipient: 44 letters of base64, as 'valv backup key' prints them")
+    if backup.hours <= 0:
+        faults.append("backup.hours: must be positive")
+    for name, place in backup.places.items():
+        shown = f"backup.places.{name}"
+        if not re.fullmatch(STORE_NAME, name):
+            faults.append(f"[{shown}]: a name has up to 31 of a-z, 0-9 and '-'")
+        if place.country not in COUNTRIES or not place.unit:
+            faults.append(f"{shown}: say in which country it stands and which unit runs it")
+        if place.keep < 1:
+            faults.append(f"{shown}.keep: one backup at least")
+        if place.backend == "local" and not Path(place.path).is_absolute():
+            faults.append(f"{shown}.path: the whole path of a folder")
+    return faults
+
+
 def _secrets(config: Config) -> list[str]:
     """Faults of the files that secrets are in."""
     faults: list[str] = []
@@ -346,6 +407,7 @@ def _secrets(config: Config) -> list[str]:
     ]
     named.append(("storage.credentials", config.storage.credentials))
     named += [(f"stores.{name}.credentials", store.credentials) for name, store in config.stores.items()]
+    named += [(f"backup.places.{name}.credentials", place.credentials) for name, place in config.backup.places.items()]
     for shown, value in named:
         if value and not config.path(value).is_file():
             faults.append(f"{shown}: {config.path(value)} is not a file")

@@ -180,6 +180,16 @@ CATALOGUE: Final[dict[str, Row]] = {
         "A node for identifiable data needs two persons to unseal it",
         "hold a ceremony with '--persons 2'",
     ),
+    "node_closed": Row(
+        503, 75, "This node was restored and is not open yet", "its operator opens it with 'valv restore open'"
+    ),
+    "ledger_short": Row(
+        409,
+        75,
+        "The end of the ledger is missing",
+        "give the place that holds the rest; or go on without it: 'valv restore open --accept-loss'",
+    ),
+    "backup_overtaken": Row(409, 75, "Another backup was made meanwhile", "the node goes on by itself"),
     "ledger_forked": Row(
         409, 75, "The ledger does not continue the one that was signed", "compare it with its last witnessed checkpoint"
     ),
@@ -200,16 +210,42 @@ CATALOGUE: Final[dict[str, Row]] = {
     "path_wrong": Row(400, 64, "This file name cannot be used", "rename the file"),
     "file_known": Row(409, 65, "This file was received already", "it need not be sent again"),
     "file_larger": Row(413, 65, "The file is larger than allowed", "ask the operator"),
+    "offset_wrong": Row(409, 65, "The file goes on at another place", "ask for its offset, and go on there"),
+    "upload_busy": Row(423, 75, "This file is being sent already", "wait a moment, ask for the offset, go on there"),
     "checksum": Row(422, 65, "The checksum is not the declared one", "send the file again from a good copy"),
     "files_missing": Row(409, 65, "Files that were announced have not come", "send them, then submit"),
     "deposit_empty": Row(409, 65, "The deposit has no file", "send at least one file"),
     "participants_wrong": Row(422, 65, "participants.tsv cannot be used", "see the custodian's page"),
+    "scrub_going": Row(409, 75, "Such a scrub is under way already", "see 'valv fixity status'"),
+    "no_certificate": Row(404, 66, "There is no certificate of destruction", "the node writes it when nothing is left"),
     "already_published": Row(409, 65, "This deposit was published before", ""),
     "no_version": Row(404, 66, "There is no such version", "look at the dataset's page"),
     "version_destroyed": Row(410, 66, "The key of this version was destroyed", "nothing opens it any more"),
     "rotation_going": Row(409, 75, "The keys of this version are being rotated already", "see 'valv keys rotations'"),
+    "version_closed": Row(
+        409, 65, "This version is closed: participants withdrew", "wait for the version that takes its place"
+    ),
+    "version_replaced": Row(409, 65, "Another version took the place of this one", "use that one"),
+    "permit_suspended": Row(
+        403, 77, "The permit is suspended: participants narrowed their consent", "ask the committee"
+    ),
+    "permits_left": Row(409, 75, "Permits still name the old version", "the node goes on by itself"),
+    "withdrawal_going": Row(
+        409,
+        75,
+        "A withdrawal from this version is under way",
+        "wait for its end; or cancel it and ask again, naming all who withdraw",
+    ),
+    "person_missing": Row(400, 64, "Nobody is named", "give a file with one pseudonym a line"),
+    "person_wrong": Row(400, 64, "This pseudonym cannot be used", "one a line, as in participants.tsv"),
+    "files_open": Row(409, 65, "Files wait for the custodian's word", "see 'valv withdrawal show'"),
     "files_left": Row(409, 75, "Not all files are of the new key pair yet", "the node goes on by itself"),
     "body_stays": Row(409, 65, "Only a rekeying gives a file another body", ""),
+    "rule_wrong": Row(400, 64, "This rule cannot be used", "write it like: copies = 2, tape after 90 d, only in NO"),
+    "store_unknown": Row(404, 66, "There is no such store", "see 'valv storage status'"),
+    "same_store": Row(400, 64, "Both stores are the same", "name two"),
+    "wrong_place": Row(403, 77, "These data may not rest there", "choose a store of the dataset's country and unit"),
+    "files_moving": Row(409, 75, "Not all files are where they are to be yet", "the node goes on by itself"),
     "not_claimed": Row(409, 65, "The version is not claimed to be anonymised", ""),
     "not_scanned": Row(409, 65, "The version was not scanned yet", "wait for the scan"),
     "already_scanned": Row(409, 65, "The version was scanned before", ""),

@@ -15,8 +15,18 @@ PUBLIC = {"node.see", "catalogue.find", "session.open"}
 OWN = {"session.see", "session.close", "account.see", "account.key_add", "account.key_end", "dataset.see"}
 """What everybody with an account may do, with what is their own."""
 LISTS = {"list_deposits", "list_applications", "list_permits", "list_runs", "list_releases", "list_rotations"}
+LISTS |= {"list_withdrawals"}
 OPERATIONS = {route.name: route for route in operations(build())}
 KEPT = [name for name, route in OPERATIONS.items() if action_of(route.endpoint) not in PUBLIC]
+
+
+TUS = {
+    "Tus-Resumable": "1.0.0",
+    "Upload-Length": "1",
+    "Upload-Offset": "0",
+    "Upload-Metadata": "filename Zg==",
+    "Content-Type": "application/offset+octet-stream",
+}
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +39,8 @@ def scene(node_world):
     _, release = w.run(compute, {"out.txt": b"1"})
     rikard.post(f"/releases/{release}/request", {"context": "A digit."})
     run = rikard.post("/runs", {"permit": compute, "command": ["true"]})["run_id"]
+    w.deposit("leaving", {"f.txt": b"content"})
+    leaving = carin.post("/withdrawals", {"dataset": "leaving", "pseudonyms": ["P-1"], "reason": "Asked."})
     new = {"dataset": "scene", "class": "anonymised", "consent": ["GRU"], "committee": "dac"}
     return {
         "name": "scene",
@@ -44,8 +56,12 @@ def scene(node_world):
         "rotation_id": w.person("olle").post("/rotations", {"dataset": "scene", "aim": "rotate", "reason": "Due."})[
             "rotation_ids"
         ][0],
+        "withdrawal_id": leaving["withdrawal_ids"][0],
         "path": "new.txt",
+        "upload_id": "none",
         "challenge_id": "none",
+        "scrub_id": "none",
+        "version": 1,
         "key_id": "none",
         "compute": compute,
         "manifest": rikard.get(f"/releases/{release}")["state"]["manifest"],
@@ -66,9 +82,16 @@ def body_of(name: str, scene, w):
         "approve_application": reason,
         "reject_application": reason,
         "revoke_permit": reason,
+        "resume_permit": reason,
+        "start_withdrawal": {"dataset": "scene", "pseudonyms": ["P-1"]} | reason,
+        "settle_file": {"fate": "drop"},
+        "narrow_consent": {"pseudonyms": ["P-1"], "consent": ["HMB"]} | reason,
         "queue_run": {"permit": scene["compute"], "command": ["true"]},
+        "start_scrub": {"every": True},
         "start_rotation": {"dataset": "scene", "aim": "rotate"} | reason,
         "request_release": {"context": "All."},
+        "set_placement_rule": {"rule": "copies = 2"},
+        "move_dataset": {"source": "main", "target": "main"},
         "decide_on_output": {"approve": True, "manifest": scene["manifest"]} | reason,
         "show_second_factor": {"code": "000000"},
         "challenge_key": {"public": b64encode(bytes(range(32))).decode()},
@@ -86,6 +109,7 @@ def ask(person, name, scene):
     method = next(iter(route.methods))
     more = {"content": b"bytes"} if name == "receive_file" else {}
     more |= {"params": {"key": "none"}} if name == "download_file" else {}
+    more |= {"headers": TUS} if name.endswith("_upload") else {}
     return person.ask(method, path.removeprefix("/api/v1"), body_of(name, scene, person.world), **more)
 
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tests.world import MAX_UPLOAD
-from valv.api import deposits
+from valv.api import deposits, incoming
 
-CONTENT = os.urandom(3 * deposits.PIECE)
+CONTENT = os.urandom(3 * incoming.PIECE)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_an_upload_that_is_cut_leaves_nothing(w, open_deposit, chunked):
     before = w.bodies()
     header = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(CONTENT)}"
     with begin(w, f"/api/v1/deposits/{open_deposit}/files/cut.bin", header) as connection:
-        half = CONTENT[: 2 * deposits.PIECE]
+        half = CONTENT[: 2 * incoming.PIECE]
         connection.sendall(b"%x\r\n%s\r\n" % (len(half), half) if chunked else half)
         # It is taken in as it comes, while other requests are answered.
         until(lambda: [file["state"] for file in files(w, open_deposit)] == ["arriving"])

@@ -12,8 +12,9 @@ from valv.app.node import Who, new_id
 from valv.app.streams import DATASET, PERMIT, RUN, Step
 from valv.core import dataset as core
 from valv.errors import Refusal, RefusedFault
-from valv.formats.crypt4gh import generate_keypair, open_header
+from valv.formats.crypt4gh import CIPHER_SEGMENT, generate_keypair, open_header
 from valv.ports.lease import TERM, Beat
+from valv.vault import ciphertext
 
 
 def stands(s: Any, ident: str, name: str = "rikard", mode: str = "compute") -> str:
@@ -188,7 +189,7 @@ def downloading(s: Any) -> tuple[str, str, download.Opened]:
     (file,) = download.files(s.node, rikard, ident)
     opened = download.open_file(s.node, rikard, ident, file.file_id, key_id=key(s, "rikard"))
     assert len(next(opened.chunks)) == len(opened.header)
-    assert len(next(opened.chunks)) == download.CHUNK
+    assert len(next(opened.chunks)) == ciphertext.BATCH * CIPHER_SEGMENT
     return name, ident, opened
 
 

@@ -112,6 +112,7 @@ def test_who_may_do_what(keyd: Any, people: People) -> None:
         "rotate": lambda client: client.rotate("ds-1", 2),
         "retire": lambda client: client.retire("ds-1", 1),
         "reseal_within": lambda client: client.reseal_within("ds-1", []),
+        "reseal_across": lambda client: client.reseal_across("ds-1", [], "ds-1"),
     }
     may_not = {
         SERVE: asks.keys() - {"custody", "held"},

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,8 @@ class Calls:
         return call
 
     def operator(self) -> Operator:
-        return Operator(
-            create_node=self.function("create_node", None),
-            create_account=self.function("create_account", "SECRET"),
-            up=self.function("up", 0),
-            demo=self.function("demo", 7),
-            unseal=self.function("unseal", None),
-            doctor=self.function("doctor", 0),
-            keys=self.function("keys", None),
-            recovery=self.function("recovery", None),
-        )
+        answers = {"create_account": "SECRET", "up": 0, "demo": 7, "doctor": 0}
+        return Operator(**{one.name: self.function(one.name, answers.get(one.name)) for one in fields(Operator)})
 
 
 class Valv:

@@ -15,8 +15,10 @@ from valv.cli.app import TREE, load
 from valv.core.actions import ACTIONS
 
 LOCAL = {f"crypt {word}" for word in ("keygen", "encrypt", "decrypt", "reencrypt", "rearrange", "info")}
-LOCAL |= {"keys officer", "keys sign"}
+LOCAL |= {"keys officer", "keys sign", "luks status", "dataset certificate verify", "backup key"}
 """What touches nothing of a node, and so performs no action."""
+UNNAMED = {"runs show": "runs", "deposits show": "deposits", "restore node": "restore"}
+"""Commands that a group is without a further word."""
 COMMANDS = dict(commands())
 
 
@@ -30,7 +32,7 @@ def test_every_command_explains_itself(words: str, valv: Valv) -> None:
     shown = valv.good(*words.split(), "--help").out
     assert f"Usage: valv {words}" in shown
     _, _, example = shown.partition("Example:")
-    assert f"valv {words.removesuffix(' show') if words.split()[0] in ('runs', 'deposits') else words}" in example
+    assert f"valv {UNNAMED.get(words, words)}" in example
     assert "--json" in shown and "--quiet" in shown
 
 

@@ -36,6 +36,7 @@ contexts = st.builds(
     outside=st.booleans(),
     ethics=st.booleans(),
     second_factor=st.booleans(),
+    unit=names,
 )
 
 
@@ -90,6 +91,16 @@ def test_identifiable_data_are_never_downloaded_nor_used_from_abroad(question):
             assert context.country == thing.country != ""
         if action in ("data.compute", "run.queue", "run.see"):
             assert principal.second_factor or context.second_factor
+
+
+@given(asked(), st.lists(st.sampled_from(OVERLAYS), unique=True))
+def test_what_is_not_known_to_be_anonymised_rests_at_home_only(question, overlays):
+    principal, _, thing, context = question
+    data = Resource("data", data_class=thing.data_class, country=thing.country, unit=thing.unit)
+    for policies in (BASE, load("", tuple(sorted(overlays)))):
+        if authorize(policies, principal, "storage.place", data, context) is None and data.data_class != "anonymised":
+            assert (context.country, context.unit) == (data.country, data.unit)
+            assert data.country and data.unit
 
 
 @given(asked())

@@ -86,6 +86,12 @@ CASES = [
     ("no_version", live(), certify(version=2), NOBODY),
     ("not_yet", live(), certify(), NOBODY),
     ("not_yours", live(), replace(destroy(), by="c"), CUSTODIAN),
+    (
+        "version_replaced",
+        live(successor=2),
+        dataset.CloseVersion(by="c", at=NOW, version=1, withdrawal_id="w", runs_end=True),
+        CUSTODIAN,
+    ),
     ("not_yours", None, register(), NOBODY),
     ("not_yours", live(findings=0), assess(), NOBODY),
     ("not_yours", live(), narrow(by="c2"), CUSTODIAN),

@@ -36,6 +36,9 @@ CASES = [
     ("other_mode", replace(PERMIT, mode="compute"), download(), NOBODY),
     ("permit_not_begun", PERMIT, download(at=NOW - DAY), NOBODY),
     ("permit_ended", PERMIT, download(at=NOW + 30 * DAY), NOBODY),
+    ("no_permit", PERMIT, permit.Move(by=NODE, at=NOW, dataset_id="d", before=2, after=3), NOBODY),
+    ("wrong_phase", replace(PERMIT, phase="suspended"), download(), NOBODY),
+    ("reason_missing", replace(PERMIT, phase="suspended"), permit.Resume(by=NODE, at=NOW, reason=""), NOBODY),
     ("not_yours", PERMIT, download(by="m"), permit.Facts(committee=True)),
     ("not_yours", PERMIT, permit.Revoke(by="r", at=NOW, reason="r"), NOBODY),
     ("not_yours", PERMIT, permit.GiveBack(by="m", at=NOW), permit.Facts(committee=True, custodian=True)),
@@ -72,13 +75,18 @@ def test_an_ended_permit_allows_nothing(phase):
     assert isinstance(refusal, Refusal) and refusal.code == "permit_ended"
 
 
+def test_a_suspended_permit_allows_nothing():
+    refusal = permit.permits(replace(PERMIT, phase="suspended"), account="r", dataset=None, mode=None, at=NOW)
+    assert isinstance(refusal, Refusal) and refusal.code == "permit_suspended"
+
+
 def test_no_permit_allows_nothing():
     refusal = permit.permits(None, account="r", dataset=None, mode=None, at=NOW)
     assert isinstance(refusal, Refusal) and refusal.code == "no_permit"
 
 
 def test_every_refusal_has_a_case(codes_of):
-    tried = {case[0] for case in CASES} | {code for code, _ in USE}
+    tried = {case[0] for case in CASES} | {code for code, _ in USE} | {"permit_suspended"}
     assert codes_of(permit) <= tried
 
 

@@ -108,7 +108,7 @@ class Kept:
 
     @property
     def place(self) -> Path:
-        return self.config.backup(str(self.folder / "place"))
+        return self.config.key_place(str(self.folder / "place"))
 
     def page(self, name: str) -> Any:
         return self.person("carin").get(f"/datasets/{self.names[name]}")

@@ -90,6 +90,7 @@ def _requests() -> list[messages.AnyRequest]:
         messages.Destroy("k1"),
         messages.Rotate("k1", 2),
         messages.ResealWithin("k1", [header]),
+        messages.ResealAcross("k1", [header], "k1"),
         messages.Retire("k1", 2),
         messages.UnsealShare("academic acid acrobat"),
         messages.Shares("anna"),

@@ -133,7 +133,7 @@ def test_records_of_the_first_release_are_brought_along(database_url: str) -> No
             connection.execute(event, {"position": position, "tag": tag, "data": data, "at": at, "blob": b"b"})
     engine.dispose()
     database = Database(database_url)
-    with pytest.raises(ConfigFault, match="older than the 0002"):
+    with pytest.raises(ConfigFault, match="older than the 0003"):
         database.check()
     database.upgrade()
     with database.reading() as unit:

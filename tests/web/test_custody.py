@@ -13,8 +13,9 @@ from tests import officers
 from tests.officers import Officers
 from tests.web.conftest import Browser, Portal
 from tests.world import Served
-from valv.app import custody, outbox
+from valv.app import custody, ledger, outbox
 from valv.core.custody import DRILL_AFTER
+from valv.formats import certificate
 from valv.web import app as web
 from valv.worker.loops import TOPICS
 
@@ -88,4 +89,14 @@ def test_a_destroyed_dataset(own: Portal, orders: Officers) -> None:
     assert "Destroyed – nothing opens it any more" in shown
     assert "Apply for access" not in shown and "CERTIFICATE" not in shown
     assert "CERTIFICATE OF DESTRUCTION" in carin.see("/datasets/taken-back")
+    assert "/datasets/taken-back/certificates/1/json" in carin.see("/datasets/taken-back")
+    ledger.checkpoint(own.world.worker)
+    bundle = carin.http.get("/datasets/taken-back/certificates/1/json")
+    assert bundle.headers["content-disposition"] == 'attachment; filename="taken-back-1.certificate.json"'
+    found = certificate.verify(bundle.content, own.world.node.keys.status().log_key)
+    assert found.dataset == "taken-back" and found.order.reason == reason
+    paper = carin.http.get("/datasets/taken-back/certificates/1/pdf")
+    assert paper.headers["content-type"] == "application/pdf" and paper.content.startswith(b"%PDF-1.7")
+    assert rikard.http.get("/datasets/taken-back/certificates/1/pdf").status_code == 403
+    assert carin.http.get("/datasets/taken-back/certificates/x/pdf").status_code == 404
     assert "taken-back" not in rikard.see("/catalogue?query=taken-back").split("</form>")[-1]

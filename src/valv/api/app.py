@@ -15,9 +15,11 @@ from valv import __version__
 from valv.api import (
     account,
     applications,
+    certificates,
     custody,
     datasets,
     deposits,
+    fixity,
     ledger,
     permits,
     problem,
@@ -25,6 +27,9 @@ from valv.api import (
     rotations,
     runs,
     sessions,
+    storage,
+    uploads,
+    withdrawals,
 )
 from valv.api import node as nodes
 from valv.api.document import openapi, operations
@@ -39,12 +44,17 @@ NOUNS = (
     account,
     datasets,
     deposits,
+    uploads,
     applications,
     permits,
     runs,
     releases,
     rotations,
+    withdrawals,
+    storage,
     ledger,
+    fixity,
+    certificates,
     custody,
 )
 
@@ -54,6 +64,8 @@ def create(node: Node, reader: Reader) -> FastAPI:
     app = build()
     app.state.node, app.state.reader = node, reader
     app.state.uploads = anyio.CapacityLimiter(deposits.UPLOADS)
+    app.state.batches = anyio.CapacityLimiter(deposits.BATCHES)
+    app.state.senders = uploads.Senders()
     return app
 
 

@@ -9,29 +9,29 @@ from collections.abc import Iterator
 from typing import Annotated, Final
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 from fastapi import Header, Request
 from pydantic import Field
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from valv.api.answer import BYTES, Created, answer, answers, nothing
 from valv.api.asking import Body, Command, Id, Known, Line, Text
+from valv.api.incoming import Sender
 from valv.api.routes import PREFIX, routes
-from valv.app import deposit
+from valv.app import batch, deposit
 from valv.app.dataset import Description
 from valv.app.node import refuse
 from valv.app.operation import performs
 from valv.core.classes import DataClass
-from valv.errors import InputFault
+from valv.errors import FormatFault, InputFault
+from valv.formats import batch as batches
 
 router = routes("deposits", f"{PREFIX}/deposits")
 
 UPLOADS: Final = 64
 """Files that arrive at the same time; further ones wait for a place."""
-PIECE: Final = 1 << 18
-"""Bytes that are gathered before they are handed to the thread that encrypts."""
+BATCHES: Final = 8
+"""Batches in memory at the same time."""
 IDLE: Final = 120.0
 """Seconds without a byte after which a sender counts as gone."""
 _SHA256: Final = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]+=*):")
@@ -52,9 +52,13 @@ class NewDeposit(Body):
 
 
 class Submission(Body):
-    """`expected`: the paths that were meant to be sent; one that is missing is a refusal."""
+    """`expected`: the paths that were meant to be sent; one that is missing is a refusal. `sums`: SHA-256, hex, of
+    files as they were sent, by path; one that is not that of what was received is a refusal."""
 
     expected: list[Annotated[str, Field(max_length=1024)]] = Field(default=[], max_length=100_000)
+    sums: dict[Annotated[str, Field(max_length=1024)], Annotated[str, Field(pattern="^[0-9A-Fa-f]{64}$")]] = Field(
+        default={}, max_length=100_000
+    )
 
 
 @router.post("")
@@ -118,31 +122,42 @@ async def receive_file(
     declared = _declared(content_digest)
     if "\N{REPLACEMENT CHARACTER}" in path:
         raise refuse("path_wrong", "the file name is not UTF-8")
-    body = request.stream()
 
-    async def more() -> bytes:
-        """The next piece; empty at the end."""
-        piece = bytearray()
-        while len(piece) < PIECE:
-            with anyio.fail_after(IDLE):
-                chunk = await anext(body, None)
-            if chunk is None:
-                break
-            piece += chunk
-        return bytes(piece)
+    def receive(chunks: Iterator[bytes]) -> deposit.Received:
+        return deposit.receive(ask.node, ask.who, deposit_id, path, chunks, declared=declared)
 
-    def chunks() -> Iterator[bytes]:
-        """Runs in the worker thread and pulls, so that what is not encrypted yet stays with the sender."""
-        try:
-            while piece := anyio.from_thread.run(more):
-                yield piece
-        except (ClientDisconnect, TimeoutError):
-            raise InputFault("the file ended early", "send it again") from None
+    return answer(await Sender(request, IDLE).taken(receive, request.app.state.uploads))
 
-    def receive() -> deposit.Received:
-        return deposit.receive(ask.node, ask.who, deposit_id, path, chunks(), declared=declared)
 
-    return answer(await anyio.to_thread.run_sync(receive, limiter=request.app.state.uploads))
+@router.post(
+    "/{deposit_id}/batch",
+    openapi_extra={"requestBody": {"required": True, "content": {batches.MEDIA: {"schema": {"type": "string"}}}}},
+)
+@performs("deposit.receive")
+@answers(list[batch.Result], summary="what came of each file, in order")
+async def receive_batch(request: Request, ask: Known, deposit_id: Id) -> Response:
+    """Send many small files in one go (docs/formats/batch.md). Each is taken or refused by itself."""
+    await anyio.to_thread.run_sync(lambda: deposit.check_open(ask.node, ask.who, deposit_id))
+    async with request.app.state.batches:
+        body, sender = bytearray(), Sender(request, IDLE)
+        while piece := await sender.more():
+            body += piece
+            if len(body) > batches.MOST_BYTES:
+                raise FormatFault(f"a batch has at most {batches.MOST_BYTES} bytes", "send several")
+
+        def receive() -> list[batch.Result]:
+            return batch.receive_batch(ask.node, ask.who, deposit_id, list(batches.decode(bytes(body))))
+
+        return answer(await anyio.to_thread.run_sync(receive, limiter=request.app.state.uploads))
+
+
+@router.delete("/{deposit_id}/files/{path:path}")
+@performs("deposit.receive")
+@answers(status=204)
+def drop_file(ask: Known, deposit_id: Id, path: str) -> Response:
+    """Take a file out of an open deposit, so that another may be sent in its place."""
+    deposit.drop_file(ask.node, ask.who, deposit_id, path)
+    return nothing()
 
 
 @router.post("/{deposit_id}/submission")
@@ -150,7 +165,9 @@ async def receive_file(
 @answers(deposit.View, summary="handed in; the node verifies and publishes it")
 def submit_deposit(ask: Known, command: Command, deposit_id: Id, body: Submission) -> Response:
     """Hand a deposit in."""
-    return answer(deposit.submit(ask.node, ask.who, deposit_id, expected=body.expected, command=command))
+    return answer(
+        deposit.submit(ask.node, ask.who, deposit_id, expected=body.expected, sums=body.sums, command=command)
+    )
 
 
 @router.delete("/{deposit_id}")

@@ -14,6 +14,8 @@ from valv.errors import Fault, InputFault
 
 BODY: Final = 1 << 20
 """Bytes of a request that is not an upload."""
+LISTING: Final = 64 << 20
+"""Bytes of a request that lists the files of a deposit."""
 HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -21,7 +23,15 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_UPLOAD: Final = re.compile(r"/api/v1/deposits/[^/]+/files/")
+_UPLOAD: Final = {
+    "PUT": re.compile(r"/api/v1/deposits/[^/]+/files/"),
+    "PATCH": re.compile(r"/api/v1/deposits/[^/]+/uploads/[^/]+"),
+    "POST": re.compile(r"/api/v1/deposits/[^/]+/batch"),
+}
+"""What takes bytes of files: it counts them itself."""
+_SUBMISSION: Final = re.compile(r"/api/v1/deposits/[^/]+/submission")
+_TUS: Final = re.compile(r"/api/v1/deposits/[^/]+/uploads(?:/[^/]+)?")
+_METHODS: Final = frozenset({"PATCH", "DELETE", "HEAD"})
 _ONCE: Final = frozenset(
     {b"authorization", b"content-digest", b"content-length", b"content-type", b"host", b"idempotency-key", b"range"}
 )
@@ -39,21 +49,29 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started = False
+        tus = _TUS.fullmatch(scope["path"])
+        if tus:
+            scope = _meant(scope)
 
         async def answer(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                if tus:
+                    headers["Tus-Resumable"] = "1.0.0"
             await send(message)
 
         fault = _fault(scope)
         if fault is not None:
             await problem.of_fault(fault, scope["method"])(scope, receive, answer)
             return
-        upload = scope["method"] == "PUT" and _UPLOAD.match(scope["path"])
+        upload = _UPLOAD.get(scope["method"])
+        most = LISTING if _SUBMISSION.fullmatch(scope["path"]) else BODY
+        free = upload is not None and upload.match(scope["path"])
         try:
-            await self._app(scope, receive if upload else _limited(receive), answer)
+            await self._app(scope, receive if free else _limited(receive, most), answer)
         except Exception as error:
             if started:
                 # The status is out already. To cut the connection is the one way left to say that this is not all.
@@ -62,6 +80,14 @@ class Guard:
                 problem.log.warning("an answer was cut: %s", code)
                 raise
             await problem.of_error(error, scope["method"])(scope, receive, answer)
+
+
+def _meant(scope: Scope) -> Scope:
+    """For senders that know only GET and POST, tus lets a header name the method that is meant."""
+    said = [value.decode("latin-1").upper() for name, value in scope["headers"] if name == b"x-http-method-override"]
+    if scope["method"] == "POST" and len(said) == 1 and said[0] in _METHODS:
+        return {**scope, "method": said[0]}
+    return scope
 
 
 def _fault(scope: Scope) -> Fault | None:
@@ -75,15 +101,15 @@ def _fault(scope: Scope) -> Fault | None:
     return None
 
 
-def _limited(receive: Receive) -> Receive:
+def _limited(receive: Receive, most: int) -> Receive:
     seen = 0
 
     async def counted() -> Message:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
-        if seen > BODY:
-            raise HTTPException(413, f"at most {BODY} bytes")
+        if seen > most:
+            raise HTTPException(413, f"at most {most} bytes")
         return message
 
     return counted

@@ -19,8 +19,9 @@ from valv.errors import InputFault
 
 router = routes("permits", f"{PREFIX}/permits")
 
-_REST: Final = re.compile(r"bytes=(\d{1,15})-")
-"""The one range that is served: from a byte to the end. Others are answered with the whole file (RFC 9110, 14.2)."""
+_RANGE: Final = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
+"""The ranges that are served: from a byte to another or to the end. Others, and several at once, are answered with the
+whole file (RFC 9110, 14.2)."""
 _TAG: Final = re.compile(r'"([0-9a-f]{32})"')
 
 
@@ -46,6 +47,15 @@ def show_permit(ask: Known, permit_id: Id) -> Response:
 def revoke_permit(ask: Known, command: Command, permit_id: Id, body: Reason) -> Response:
     """End a permit now; reads, runs and downloads end within a second."""
     permit.revoke(ask.node, ask.who, permit_id, reason=body.reason, command=command)
+    return nothing()
+
+
+@router.post("/{permit_id}/resumption")
+@performs("permit.resume")
+@answers(status=204)
+def resume_permit(ask: Known, command: Command, permit_id: Id, body: Reason) -> Response:
+    """Let a suspended permit be used again, by the committee's word."""
+    permit.resume(ask.node, ask.who, permit_id, reason=body.reason, command=command)
     return nothing()
 
 
@@ -96,7 +106,8 @@ def download_file(
     file_id: Id,
     key: Annotated[str, Query(pattern="^[A-Za-z0-9_-]{1,100}$", description="id of one of one's registered keys")],
     range: Annotated[
-        str | None, Header(description="`bytes=N-` continues a download that broke off", max_length=100)
+        str | None,
+        Header(description="`bytes=N-` continues a download that broke off, `bytes=N-M` is a part", max_length=100),
     ] = None,
     if_range: Annotated[
         str | None,
@@ -107,20 +118,26 @@ def download_file(
 
     The `ETag` is that of the body. A file that was encrypted anew has another: a part of the one before is not
     continued, the answer is the whole file. Without `If-Range` a part is continued only of a file that never was."""
-    asked = _REST.fullmatch(range.strip()) if range else None
+    asked = _RANGE.fullmatch(range.strip()) if range else None
+    if asked and asked[2] and int(asked[2]) < int(asked[1]):
+        asked = None
     tag = _TAG.fullmatch(if_range.strip()) if if_range else None
-    start = int(asked[1]) if asked and (tag or not if_range) else 0
+    asked = asked if tag or not if_range else None
+    start = int(asked[1]) if asked else 0
+    end = int(asked[2]) + 1 if asked and asked[2] else None
     seen = tag[1] if tag else ""
-    opened = download.open_file(ask.node, ask.who, permit_id, file_id, key_id=key, start=start, seen=seen)
+    opened = download.open_file(
+        ask.node, ask.who, permit_id, file_id, key_id=key, start=start, end=end, seen=seen, lenient=True
+    )
     start = opened.start
     if start and start >= opened.size:
         fault = InputFault("the range begins at the end of the file or behind it", "the file is complete")
         where = problem.where(request)
         return problem.of_fault(fault, where, status=416, headers={"Content-Range": f"bytes */{opened.size}"})
-    response = stream(opened.chunks, size=opened.size - start, name=opened.path)
+    response = stream(opened.chunks, size=opened.end - start, name=opened.path)
     response.headers["Accept-Ranges"] = "bytes"
     response.headers["ETag"] = f'"{opened.etag}"'
     if start:
         response.status_code = 206
-        response.headers["Content-Range"] = f"bytes {start}-{opened.size - 1}/{opened.size}"
+        response.headers["Content-Range"] = f"bytes {start}-{opened.end - 1}/{opened.size}"
     return response

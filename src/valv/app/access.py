@@ -176,7 +176,7 @@ def approve(node: Node, who: Who, access_id: str, *, reason: str, days: int | No
             permit_id=permit_id,
             access_id=access_id,
             people=(state.applicant, *(p for p in state.request.people if p != state.applicant)),
-            datasets=state.request.wanted,
+            datasets=_living(unit, state.request.wanted),
             purpose=state.request.purpose,
             mode=state.request.mode,
             starts=at,
@@ -298,6 +298,15 @@ def _request(node: Node, who: Who, unit: Unit, ident: str, form: Form) -> tuple[
     return request, msgspec.structs.replace(facts, unknown_people=unknown)
 
 
+def _living(unit: Unit, wanted: Sequence[access.Wanted]) -> tuple[access.Wanted, ...]:
+    """The versions that a permit is for: where participants withdrew, the one that took the place."""
+    found = (
+        access.Wanted(owner.dataset_id, (owner.living(asked.number) or asked).number)
+        for owner, asked in permits.behind(unit, wanted)
+    )
+    return tuple(dict.fromkeys(found))
+
+
 def _wanted(unit: Unit, names: Sequence[str]) -> tuple[access.Wanted, ...]:
     found = []
     for item in names:
@@ -312,18 +321,23 @@ def _wanted(unit: Unit, names: Sequence[str]) -> tuple[access.Wanted, ...]:
 def _facts(node: Node, who: Who, unit: Unit, request: access.Request) -> access.Facts:
     facts = []
     committees = set()
-    for found, version in permits.behind(unit, request.wanted):
+    for found, asked in permits.behind(unit, request.wanted):
         committees.add(found.committee)
-        terms = tuple(duo.parse(term) for term in version.consent)
+        version = found.living(asked.number) or asked  # a version that took its place is meant by now
         facts.append(
             access.DatasetFact(
                 dataset_id=found.dataset_id,
-                version=version.number,
+                version=asked.number,
                 name=found.name,
                 visible=found.phase == "live" and not version.destroyed,
                 effective=version.effective,
                 country=found.country,
-                match=consent.match(terms, request.purpose, starts=node.clock().date(), days=request.days),
+                match=consent.match_all(
+                    [tuple(duo.parse(term) for term in terms) for terms in version.consents],
+                    request.purpose,
+                    starts=node.clock().date(),
+                    days=request.days,
+                ),
             )
         )
     return access.Facts(

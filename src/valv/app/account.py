@@ -24,6 +24,8 @@ FAILURES = 5
 """Failed log-ins for one name within `WINDOW` before further ones are refused unseen."""
 WINDOW = timedelta(seconds=60)
 CHALLENGE = timedelta(minutes=10)
+STAFF = frozenset({"operator", "auditor"})
+"""Who may log in to a restored node that is not open yet."""
 CLEARED = 1000
 """Rows of a table looked at in one clearing."""
 
@@ -100,9 +102,13 @@ def log_in(node: Node, *, name: str, password: str, code: str = "", kind: str = 
             step = _spend(node, unit, row, code, at)
         ok = good and (not code or step is not None)
         unit.insert("login_attempt", [{"name_hash": name_hash, "at": at, "ok": ok}])
+        shut = streams.closed(unit)
+        if ok and shut and STAFF.isdisjoint(row["roles"]):
+            raise refuse("node_closed")
         if ok:
             token = secrets.token_urlsafe(32)
             who = _open_session(node, unit, row, token, kind, label, step)
+        if ok and not shut:  # the ledger of a closed node takes nothing
             decided = account.RecordLogin(
                 by=row["id"], at=at, how="page" if kind == "page" else "token", second_factor=step is not None
             )
@@ -236,6 +242,12 @@ def account_names(unit: Unit, idents: Sequence[str]) -> tuple[str, ...]:
     """The names under which these accounts log in."""
     rows = unit.rows("account", {"id": sorted(set(idents)), "erased": None}, order="name") if idents else []
     return tuple(str(row["name"]) for row in rows)
+
+
+def members(unit: Unit, committee: str) -> tuple[str, ...]:
+    """Account ids of the people of a committee."""
+    rows = unit.rows("account", {"erased": None}, order="name")
+    return tuple(row["id"] for row in rows if f"committee:{committee}" in row["roles"])
 
 
 def by_name(unit: Unit, wanted: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -9,15 +9,14 @@ from typing import Any, Literal
 import msgspec
 
 from valv.app import dataset as datasets
-from valv.app import outbox, streams, text
+from valv.app import destruction, outbox, streams, text
 from valv.app.node import Node, Who, allow, new_id
 from valv.app.streams import CUSTODY, DATASET, Step, retried
 from valv.core import custody, dataset
 from valv.core.authorize import Resource
 from valv.core.process import NODE, tag
-from valv.errors import IntegrityFault, MissingFault, Refusal, SealedFault, UnreachableFault
-from valv.formats import minutes
-from valv.formats.seal import sidecar
+from valv.errors import IntegrityFault, Refusal, SealedFault, UnreachableFault
+from valv.formats import certificate, minutes
 from valv.ports.keys import Backup, Held, KeyStatus
 from valv.ports.records import Recorded, Unit
 
@@ -108,7 +107,7 @@ def _ask(node: Node) -> tuple[KeyStatus | None, tuple[Backup, ...] | None]:
 
 def _done(unit: Unit, record: Recorded, backups: tuple[Backup, ...] | None) -> Done:
     event: custody.Events = msgspec.json.decode(record.data, type=custody.Events)
-    kept = _minutes(unit, record.version)
+    kept = destruction.minutes_of(unit, record.version)
     found = []
     for key_id in event.key_ids if isinstance(event, custody.Destroyed) else ():
         for state, version in _versions(unit, key_id):
@@ -118,7 +117,7 @@ def _done(unit: Unit, record: Recorded, backups: tuple[Backup, ...] | None) -> D
                     version=version.number,
                     files=version.files,
                     size=version.size,
-                    certificate=text.get(unit, version.certificate),
+                    certificate=certificate.readable(text.get(unit, version.certificate)),
                     left=() if version.certificate else tuple(_left(unit, key_id, event.generation, backups)),
                 )
             )
@@ -132,11 +131,6 @@ def _done(unit: Unit, record: Recorded, backups: tuple[Backup, ...] | None) -> D
         minutes=kept,
         destroyed=tuple(found),
     )
-
-
-def _minutes(unit: Unit, number: int) -> str:
-    rows = unit.rows("text", {"owner_stream": _owner(number), "kind": MINUTES})
-    return f"{rows[0]['body']}\n" if rows and rows[0]["body"] else ""
 
 
 def _owner(number: int) -> str:
@@ -189,9 +183,12 @@ def _destroyed(unit: Unit, event: custody.Destroyed, at: datetime) -> list[Step[
     """What the destruction of keys means for the datasets that they protected."""
     steps: dict[str, Step[Any]] = {}
     for key_id in event.key_ids:
+        owners = _versions(unit, key_id)
+        if owners:
+            destruction.note_copies(unit, key_id)
         unit.update("file", {"key_id": key_id}, {"header": None, "state": "destroyed"})
         outbox.put(unit, at, topic="body.delete", key=f"body.delete:{key_id}", body={"key_id": key_id})
-        for found, version in _versions(unit, key_id):
+        for found, version in owners:
             ident = found.dataset_id
             if ident not in steps:
                 state, number = streams.need(unit, DATASET, ident)
@@ -220,11 +217,7 @@ def look_after(node: Node) -> list[Backup]:
 
 def delete_bodies(node: Node, body: dict[str, Any]) -> None:
     """Delivery `body.delete`: the stored files of a destroyed key. Repeating is no error."""
-    with node.records.reading() as unit:
-        rows = unit.rows("file", {"key_id": body["key_id"], "state": "destroyed"})
-    for row in rows:
-        for name in (row["body"], sidecar(row["body"])):
-            node.storage.delete(name)
+    destruction.delete(node, body["key_id"])
 
 
 @retried
@@ -235,9 +228,8 @@ def certify(node: Node, body: dict[str, Any]) -> None:
     backups = node.keys.custody().backups
     with node.records.reading() as unit:
         left = [*_left(unit, key_id, body["generation"], backups)]
-        rows = unit.rows("file", {"key_id": key_id})
-    if not left and any(_there(node, name) for row in rows for name in (row["body"], sidecar(row["body"]))):
-        left = ["files in the store"]
+    if not left:
+        left = [f"files in the store {name}" for name in destruction.verify(node, key_id)]
     if left:
         raise UnreachableFault(f"of key {key_id} there are left: {', '.join(left)}", "see 'valv keys status'")
     with node.records.writing() as unit:
@@ -246,10 +238,15 @@ def certify(node: Node, body: dict[str, Any]) -> None:
         assert version is not None
         if version.certificate:
             return
-        said = text.put(
-            unit, DATASET.stream(state.dataset_id), CERTIFICATE, _certificate(node, unit, state, version, backups), at
+        written = destruction.write(node, unit, state, version, _act(unit, version.key_id), backups)
+        owner, longest = DATASET.stream(state.dataset_id), destruction.LONGEST
+        order = dataset.Certify(
+            by=NODE,
+            at=at,
+            version=version.number,
+            certificate=text.put(unit, owner, CERTIFICATE, written, at, longest=longest),
+            digest=certificate.digest(written),
         )
-        order = dataset.Certify(by=NODE, at=at, version=version.number, certificate=said)
         step = Step(DATASET, state.dataset_id, number, state, dataset.decide(state, order, dataset.Facts()))
         streams.commit(unit, [step], by=NODE, at=at, command=new_id())
         outbox.mail(
@@ -261,14 +258,6 @@ def certify(node: Node, body: dict[str, Any]) -> None:
             body=f"The key of {state.name} version {version.number} was destroyed, as two officers ordered, and nothing"
             " is left of its files. The certificate is on the dataset's page.",
         )
-
-
-def _there(node: Node, name: str) -> bool:
-    try:
-        node.storage.size(name)
-    except MissingFault:
-        return False
-    return True
 
 
 def _left(unit: Unit, key_id: str, generation: int, backups: tuple[Backup, ...] | None) -> list[str]:
@@ -286,39 +275,6 @@ def _left(unit: Unit, key_id: str, generation: int, backups: tuple[Backup, ...] 
         if place.fault or place.generation < generation:
             left.append(f"the key backup in {place.path}: {place.fault or f'generation {place.generation}'}")
     return left
-
-
-def _certificate(
-    node: Node, unit: Unit, state: dataset.Dataset, version: dataset.Version, backups: tuple[Backup, ...]
-) -> str:
-    number, event = _act(unit, version.key_id)
-    kept = _minutes(unit, number)
-    told = minutes.read(kept).wanted if kept else None
-    files = unit.count("file", {"key_id": version.key_id})
-    places = [f"  {one.path}: generation {one.generation}, whole" for one in backups] or ["  no place is configured"]
-    lines = [
-        "CERTIFICATE OF DESTRUCTION",
-        "",
-        f"Node:         {node.config.node.name}",
-        f"Dataset:      {state.name}, version {version.number} (id {state.dataset_id})",
-        f"Held:         {version.size} bytes in {version.files} {'file' if version.files == 1 else 'files'}",
-        f"Key:          {version.key_id}",
-        f"Destroyed:    {event.at:%Y-%m-%d %H:%M:%S} UTC",
-        f"Order:        {told.ident if told else 'of a time whose minutes are lost'}",
-        f"Reason:       {told.reason or 'none was given' if told else ''}",
-        f"Signed by:    {', '.join(event.signers)}, officers of the node's keys",
-        f"Root key:     made anew then, generation {event.generation}; the one before was destroyed",
-        f"Stored files: {files} with {'its seal, deleted' if files == 1 else 'their seals, all deleted'}",
-        "Key backup:",
-        *places,
-        f"State:        complete, {node.clock():%Y-%m-%d %H:%M:%S} UTC",
-        "",
-        f"The signed minutes are number {number} of the node's key custody; the events are in",
-        "its ledger. Copies of the files that somebody kept (ordinary backups of the store)",
-        "stay, and nothing opens them. Of copies of the key backup that somebody made outside",
-        "of these places, the node knows nothing.",
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _act(unit: Unit, key_id: str) -> tuple[int, custody.Destroyed]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import re
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from valv.app import outbox, streams, text
 from valv.app.node import Node, Who, allow, derived_id, permitted, refuse
+from valv.app.reading import BATCH
 from valv.app.streams import DATASET, Step, retried
 from valv.core import dataset
 from valv.core.authorize import Resource
 from valv.core.process import NODE
 from valv.errors import Fault, RefusedFault
-from valv.formats import duo
+from valv.formats import certificate, duo
 from valv.ports.records import Unit
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{1,63}")
@@ -208,6 +210,15 @@ def _public(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in PUBLIC} | {"consent": [term["id"] for term in row["consent"]]}
 
 
+class Copies(msgspec.Struct, frozen=True, kw_only=True):
+    """Copies of a dataset's files: how many, how many of them are damaged, and when the one that was not read for the
+    longest time was read (None: one was not yet)."""
+
+    copies: int
+    damaged: int
+    oldest: datetime | None
+
+
 class Page(msgspec.Struct, frozen=True):
     """A dataset for its page. `report`, `certificates` (of destroyed versions, by number), and in `state` what a scan
     found, only for those who may read the report."""
@@ -218,6 +229,7 @@ class Page(msgspec.Struct, frozen=True):
     may_assess: bool
     report: str
     certificates: tuple[tuple[int, str], ...] = ()
+    fixity: Copies | None = None
 
 
 def show(node: Node, who: Who, name: str) -> Page:
@@ -229,7 +241,8 @@ def show(node: Node, who: Who, name: str) -> Page:
         allow(node, who, "dataset.see", resource(state))
         row = unit.rows("dataset", {"id": state.dataset_id})[0]
         rows = unit.rows("text", {"owner_stream": DATASET.stream(state.dataset_id), "kind": "scan"}, order="-created")
-        told = tuple((v.number, text.get(unit, v.certificate)) for v in state.versions if v.certificate and inside)
+        copies = _copies(unit, state.dataset_id) if inside else None
+        kept = [(v.number, text.get(unit, v.certificate)) for v in state.versions if v.certificate and inside]
     shown = _public(row)
     sentences = [duo.parse(term).sentence for term in shown["consent"]]
     may = permitted(node, who, "dataset.assess", resource(state)) is None
@@ -237,7 +250,18 @@ def show(node: Node, who: Who, name: str) -> Page:
     if not inside:
         bare = tuple(msgspec.structs.replace(found, findings=None, participants=0) for found in state.versions)
         state = msgspec.structs.replace(state, versions=bare)
-    return Page(shown, sentences, state, may, report, told)
+    told = tuple((number, certificate.readable(one)) for number, one in kept)
+    return Page(shown, sentences, state, may, report, told, copies)
+
+
+def _copies(unit: Unit, dataset_id: str) -> Copies | None:
+    bodies = [row["body"] for row in unit.rows("file", {"dataset": dataset_id, "state": ("received", "verified")})]
+    rows = [row for at in range(0, len(bodies), BATCH) for row in unit.rows("copy", {"body": bodies[at : at + BATCH]})]
+    if not rows:
+        return None
+    checked = [row["checked"] for row in rows]
+    oldest = min(checked) if None not in checked else None
+    return Copies(copies=len(rows), damaged=sum(row["state"] == "bad" for row in rows), oldest=oldest)
 
 
 def assess(node: Node, who: Who, name: str, *, version: int, confirm: bool, reason: str, command: str) -> None:
@@ -308,6 +332,8 @@ def history(node: Node, who: Who, name: str) -> list[dict[str, Any]]:
             streams.RUN,
             streams.RELEASE,
             streams.ROTATION,
+            streams.WITHDRAWAL,
+            streams.STORAGE,
         ):
             for snapshot in unit.find(process.kind, link=("dataset", state.dataset_id), limit=10_000):
                 records.extend(unit.events(snapshot.stream))

@@ -19,16 +19,16 @@ from valv.core.authorize import Context
 from valv.errors import ConflictFault, KeyFault, RefusedFault
 from valv.ports.lease import TERM
 from valv.ports.records import Unit
+from valv.vault.ciphertext import CheckedBody
 
-CHUNK = 1 << 20
-"""Bytes sent between two looks at the clock."""
 SEEN = 30.0
 """Seconds after which a download that goes on is noted again, so that a rotation leaves its body alone."""
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
     """A file that a permit lets its holder download. `size`: plain bytes; `sha256`: hex, of the plain bytes; `etag`:
-    another one once the stored body is another."""
+    another one once the stored body is another; `body_root`: root of the hash tree over the body as it is downloaded
+    (docs/formats/hashtree.md), hex."""
 
     file_id: str
     dataset: str
@@ -37,15 +37,17 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     sha256: str
     etag: str
+    body_root: str
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """An encrypted download: `header` sealed to the holder's key, then `body_size` bytes of body. `chunks` begin at
-    byte `start` of both together."""
+    byte `start` of both together, and go up to `end`, which is not included."""
 
     path: str
     etag: str
     start: int
+    end: int
     header: bytes
     body_size: int
     chunks: Iterator[bytes]
@@ -72,6 +74,7 @@ def files(node: Node, who: Who, permit_id: str) -> list[Listed]:
                         size=row["size"],
                         sha256=digest,
                         etag=etag(row),
+                        body_root=row["tree_root"].hex(),
                     )
                 )
     return sorted(found, key=lambda item: (item.dataset, item.path))
@@ -84,12 +87,21 @@ def etag(row: dict[str, Any]) -> str:
 
 @retried
 def open_file(
-    node: Node, who: Who, permit_id: str, file_id: str, *, key_id: str, start: int = 0, seen: str = ""
+    node: Node,
+    who: Who,
+    permit_id: str,
+    file_id: str,
+    *,
+    key_id: str,
+    start: int = 0,
+    end: int | None = None,
+    seen: str = "",
+    lenient: bool = False,
 ) -> Opened:
-    """Begin a download of one file, from byte `start` of header and body together. `key_id`: one of the account's
-    registered keys; `seen`: the etag of the part that is there already. The file comes whole where that part is of
-    another body, or ends within the header, which is sealed anew each time. The body ends early where the permit ends
-    meanwhile."""
+    """Begin a download of one file, from byte `start` of header and body together up to `end` (not included). `key_id`:
+    one of the account's registered keys; `seen`: the etag of the part that is there already. The file comes whole where
+    that part is of another body, or ends within the header, which is sealed anew each time. The body ends early where
+    the permit ends meanwhile. `lenient`: a start behind the end is the end, and no refusal."""
     at = node.clock()
     with node.records.writing() as unit:
         state = _permitted(node, who, unit, permit_id)
@@ -109,16 +121,22 @@ def open_file(
         reading_id = new_id()
         unit.insert("open_body", [{"id": reading_id, "body": row["body"], "seen": at}])
     header = _header(node, row, keys[0]["public"])
+    if lenient:
+        start = min(start, len(header) + row["cipher_size"])
     if not 0 <= start <= len(header) + row["cipher_size"]:
         raise refuse("no_file", "the range begins outside the file")
-    start = start if start >= len(header) else 0
+    if start < len(header):
+        start, end = 0, None
+    size = len(header) + row["cipher_size"]
+    end = size if end is None else min(end, size)
     wanted = Wanted(row["dataset"], row["version"])
-    chunks = _leased(node, who, permit_id, wanted, header, row, start, reading_id)
+    chunks = _leased(node, who, permit_id, wanted, header, row, (start, end), reading_id)
     next(chunks)  # it has the body open from now on, and closes it whatever becomes of the answer
     return Opened(
         path=f"{row['path']}.c4gh",
         etag=etag(row),
         start=start,
+        end=end,
         header=header,
         body_size=row["cipher_size"],
         chunks=chunks,
@@ -164,19 +182,20 @@ def _leased(
     wanted: Wanted,
     header: bytes,
     row: dict[str, Any],
-    start: int,
+    span: tuple[int, int],
     reading_id: str,
 ) -> Iterator[bytes]:
-    """First nothing, with the body open; then header and body from `start`. At least every half lease term the permit
-    is asked again."""
+    """First nothing, with the body open; then of header and body what lies in `span`. At least every half lease term
+    the permit is asked again. What does not hold against the hash tree ends the answer before it is given."""
     asked, noted = -TERM, time.monotonic()
+    start, last = span[0], span[1] - len(header)
     offset = max(0, start - len(header))
-    body = node.storage.open(row["body"])
+    body = CheckedBody(node.storage.open, row["body"], cipher_size=row["cipher_size"], tree_root=row["tree_root"])
     try:
         yield b""
         if start < len(header):
             yield header[start:]
-        while offset < row["cipher_size"]:
+        while offset < last:
             now = time.monotonic()
             if now - asked >= TERM / 2:
                 _still(node, who, permit_id, wanted)
@@ -184,12 +203,9 @@ def _leased(
             if now - noted >= SEEN:
                 _note(node, reading_id)
                 noted = now
-            chunk = bytearray(min(CHUNK, row["cipher_size"] - offset))
-            count = body.pread_into(chunk, offset)
-            if count == 0:
-                return
-            offset += count
-            yield bytes(chunk[:count])
+            chunk = body.read(offset, last)
+            offset += len(chunk)
+            yield chunk
     finally:
         body.close()
 

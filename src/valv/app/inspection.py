@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from valv.app import deposit, reading, streams, text
+from valv.app import deposit, reading, restoring, streams, text
 from valv.app.custody import OLDER
 from valv.app.node import Node
 from valv.app.streams import ACCOUNT, CUSTODY, DATASET, ROTATION, Process
@@ -46,9 +46,12 @@ def snapshots(node: Node) -> Iterator[Finding]:
 def bodies(node: Node) -> tuple[set[str], set[str]]:
     """(Names that records point to and the store does not have; names in the store that no record points to.)"""
     with node.records.reading() as unit:
-        rows = unit.rows("file") + unit.rows("release_file")
+        parts = unit.rows("upload_part")
+        rows = unit.rows("file") + unit.rows("release_file") + [part for part in parts if part["state"] == "whole"]
         # What comes or goes: it may be in the store or not.
-        passing = [row for row in rows if row.get("state") in ("arriving", "destroyed")]
+        passing = [row for row in rows if row.get("state") in ("arriving", "destroyed", "refused")]
+        passing += [part for part in parts if part["state"] != "whole"]
+        passing += [row for row in unit.rows("upload") if row["body"]]
         passing += unit.rows("stale_body") + [row for row in unit.rows("rotation_file") if row["body"]]
     wanted, known = _names(rows), _names(passing)
     there = set(node.storage.names())
@@ -93,11 +96,14 @@ def texts(node: Node) -> Iterator[Finding]:
 
 
 def manifests(node: Node) -> Iterator[Finding]:
-    """Versions whose list of files is not the one that was handed in."""
+    """Versions whose list of files is not the one that was handed in, but for those that a restored node has lost."""
     with node.records.reading() as unit:
+        lost = restoring.lost_versions(unit)
         for snapshot in unit.find(DATASET.kind, limit=1_000_000):
             state = DATASET.decode(snapshot)
             for version in state.versions:
+                if (state.dataset_id, version.number) in lost:
+                    continue
                 rows = unit.rows("file", {"deposit": version.deposit_id, "version": version.number})
                 rows = _handed_in(unit, version.key_id, rows)
                 named = {row["id"] for row in rows if row["path"] != deposit.PARTICIPANTS}

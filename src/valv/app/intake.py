@@ -8,7 +8,7 @@ from typing import Any
 
 from valv.app import dataset as datasets
 from valv.app import outbox, reading, streams, text
-from valv.app.deposit import PARTICIPANTS, forget, manifest
+from valv.app.deposit import PARTICIPANTS, drop_bodies, forget, manifest
 from valv.app.node import Node, each
 from valv.app.streams import DATASET, DEPOSIT, Step, retried
 from valv.core import dataset, deposit
@@ -17,6 +17,9 @@ from valv.errors import Fault, FormatFault, IntegrityFault, KeyFault, MissingFau
 from valv.formats import participants
 from valv.formats.seal import sidecar, sidecar_size
 from valv.ports.compute import Reader
+
+AT_FAULT = (IntegrityFault, FormatFault, KeyFault, MissingFault)
+"""What is wrong with the custodian's files, and not with the moment."""
 
 
 def process_submitted(node: Node, reader: Reader) -> int:
@@ -31,7 +34,7 @@ def _process(node: Node, reader: Reader, state: deposit.Deposit) -> None:
     try:
         _verify(node, reader, state)
         _publish(node, state)
-    except (IntegrityFault, FormatFault, KeyFault, MissingFault) as fault:
+    except AT_FAULT as fault:
         # The custodian's files are at fault; storage or a process that is away is retried instead.
         _fail(node, state, str(fault))
 
@@ -43,14 +46,25 @@ def _verify(node: Node, reader: Reader, state: deposit.Deposit) -> None:
     for row in rows:
         if row["state"] != "received":
             continue
-        values: dict[str, Any] = {"state": "verified"}
-        for name, size in ((row["body"], row["cipher_size"]), (sidecar(row["body"]), sidecar_size(row["segments"]))):
-            if node.storage.size(name) != size:
-                raise IntegrityFault(f"{row['path']}: the stored body does not have the size that was received")
-        if row["sha256"] is None:
-            values["sha256"] = _digest(node, reader, row)
+        try:
+            values = _verified(node, reader, row)
+        except AT_FAULT as fault:
+            with node.records.writing() as unit:
+                unit.update("file", {"id": row["id"]}, {"state": "refused", "reason": str(fault)[:1000]})
+            raise
         with node.records.writing() as unit:
             unit.update("file", {"id": row["id"]}, values)
+
+
+def _verified(node: Node, reader: Reader, row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a file that was looked at. Raises what is wrong with it."""
+    values: dict[str, Any] = {"state": "verified"}
+    for name, size in ((row["body"], row["cipher_size"]), (sidecar(row["body"]), sidecar_size(row["segments"]))):
+        if node.storage.size(name) != size:
+            raise IntegrityFault(f"{row['path']}: the stored body does not have the size that was received")
+    if row["sha256"] is None:
+        values["sha256"] = _digest(node, reader, row)
+    return values
 
 
 def _digest(node: Node, reader: Reader, row: dict[str, Any]) -> bytes:
@@ -134,7 +148,8 @@ def _publish(node: Node, state: deposit.Deposit) -> None:
 
 
 def clear_dead(node: Node) -> int:
-    """Drop files of deposits that ended without being published, and of senders that died an hour ago."""
+    """Drop files of deposits that ended without being published, and of senders that died an hour ago. Of a file that
+    was refused the row stays, and says why."""
     dropped = 0
     old = node.clock() - timedelta(hours=1)
     with node.records.reading() as unit:
@@ -142,6 +157,13 @@ def clear_dead(node: Node) -> int:
         rows = unit.rows("file", {"deposit": ended}) if ended else []
         rows += [row for row in unit.rows("file", {"state": "arriving"}) if row["received"] < old]
     for row in rows:
-        forget(node, row)
+        if row["state"] != "refused":
+            forget(node, row)
+        elif row["header"] is not None:
+            drop_bodies(node, row)
+            with node.records.writing() as unit:
+                unit.update("file", {"id": row["id"]}, {"header": None})
+        else:
+            continue
         dropped += 1
     return dropped

@@ -8,7 +8,7 @@ from base64 import b32encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -21,11 +21,22 @@ from valv.ports.login import Login
 from valv.ports.records import Records
 from valv.ports.storage import Storage
 
+WHILE_CLOSED: Final = frozenset(
+    {"node.see", "node.operate", "node.unseal", "session.open", "session.see", "session.close"}
+    | {"ledger.show", "ledger.verify", "key.see"}
+)
+"""Actions on a node that was restored and is not open yet."""
+
+
+def _open() -> bool:
+    return False
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """`storage`: all stores as one; `stores`: each of them by its name, `main` first, where there are several; `clock`
-    gives aware UTC times."""
+    gives aware UTC times; `places`: where backups lie, those that are there; `closed`: whether this is a restored node
+    that was not opened yet."""
 
     config: Config
     records: Records
@@ -35,6 +46,8 @@ class Node:
     login: Login
     clock: Callable[[], datetime]
     stores: Mapping[str, Storage] = field(default_factory=dict)
+    places: Mapping[str, Storage] = field(default_factory=dict)
+    closed: Callable[[], bool] = _open
 
     def each_store(self) -> Mapping[str, Storage]:
         """Every store by its name."""
@@ -65,6 +78,8 @@ def allow(node: Node, who: Who, action: str, resource: Resource, context: Contex
 
 
 def permitted(node: Node, who: Who, action: str, resource: Resource, context: Context | None = None) -> Refusal | None:
+    if action not in WHILE_CLOSED and node.closed():
+        return Refusal("node_closed")
     resource = msgspec.structs.replace(resource, kind=ACTIONS[action].kind)
     context = context or Context(country=who.principal.country)
     return authorize(node.policies, who.principal, action, resource, context)

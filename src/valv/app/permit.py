@@ -22,6 +22,15 @@ from valv.ports.lease import Beat
 from valv.ports.records import Unit
 
 
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """Since when the permit is for another version of a dataset, because participants withdrew."""
+
+    dataset: str
+    before: int
+    after: int
+    at: datetime
+
+
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """A permit for its page. `standing`: None where it can be used now, else why not."""
 
@@ -32,6 +41,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     data_class: DataClass
     may_revoke: bool
     reason: str = ""
+    moves: list[Move] = []
+    may_resume: bool = False
 
 
 def behind(unit: Unit, wanted: Sequence[Wanted]) -> list[tuple[dataset.Dataset, dataset.Version]]:
@@ -76,12 +87,19 @@ def allow_every(node: Node, who: Who, action: str, found: Sequence[Resource], co
 
 
 def stands(
-    unit: Unit, permit_id: str, *, account_id: str, wanted: Wanted | None, mode: Mode, at: datetime
+    unit: Unit,
+    permit_id: str,
+    *,
+    account_id: str,
+    wanted: Wanted | None,
+    mode: Mode,
+    at: datetime,
+    since: datetime | None = None,
 ) -> Refusal | None:
     """Whether the permit allows this now, with the datasets as they are now: one that was narrowed, closed or
-    destroyed ends use."""
+    destroyed ends use. `since`: of a run that goes on, when it began; it goes on where a withdrawal lets it."""
     state = streams.load(unit, PERMIT, permit_id).state
-    refusal = permit.permits(state, account=account_id, dataset=wanted, mode=mode, at=at)
+    refusal = permit.permits(state, account=account_id, dataset=wanted, mode=mode, at=at, since=since)
     if refusal is not None or state is None:
         return refusal or Refusal("no_permit")
     for found, version in behind(unit, [wanted] if wanted else state.datasets):
@@ -89,6 +107,8 @@ def stands(
             return Refusal("permit_ended", f"the dataset {found.name} was closed")
         if version.destroyed:
             return Refusal("version_destroyed", f"{found.name} version {version.number}")
+        if version.closed and (version.runs_end or since is None or since >= version.closed):
+            return Refusal("version_closed", f"{found.name} version {version.number}")
         if mode == "download" and version.effective == "identifiable":
             return Refusal("download_identifiable", found.name)
     return None
@@ -110,17 +130,28 @@ def _view(node: Node, who: Who, unit: Unit, state: permit.Permit, found: list[Re
         state=state,
         datasets=[{"name": d.name, "version": v.number, "class": v.effective, "files": v.files} for d, v in pairs],
         people=account.names(unit, state.people),
-        standing=ended or _destroyed(pairs),
+        standing=ended or _unusable(pairs),
         data_class=strictest(tuple(version.effective for _, version in pairs)),
-        may_revoke=state.phase == "issued"
+        may_revoke=state.phase in permit.LIVE
         and any(permitted(node, who, "permit.revoke", resource) is None for resource in found),
         reason=text.get(unit, state.reason),
+        moves=[
+            Move(dataset=found.name, before=move.before, after=move.after, at=move.at)
+            for move in state.moves
+            for found, _ in pairs
+            if found.dataset_id == move.dataset_id
+        ],
+        may_resume=state.phase == "suspended"
+        and all(permitted(node, who, "permit.resume", resource) is None for resource in found),
     )
 
 
-def _destroyed(pairs: Sequence[tuple[dataset.Dataset, dataset.Version]]) -> Refusal | None:
+def _unusable(pairs: Sequence[tuple[dataset.Dataset, dataset.Version]]) -> Refusal | None:
     gone = [f"{found.name} version {version.number}" for found, version in pairs if version.destroyed]
-    return Refusal("version_destroyed", ", ".join(gone)) if gone else None
+    if gone:
+        return Refusal("version_destroyed", ", ".join(gone))
+    shut = [f"{found.name} version {version.number}" for found, version in pairs if version.closed]
+    return Refusal("version_closed", ", ".join(shut)) if shut else None
 
 
 def mine(node: Node, who: Who) -> list[View]:
@@ -176,6 +207,32 @@ def revoke(node: Node, who: Who, permit_id: str, *, reason: str, command: str) -
 
 
 @retried
+def resume(node: Node, who: Who, permit_id: str, *, reason: str, command: str) -> None:
+    """The committee's word that a suspended permit may be used again."""
+    at = node.clock()
+    with node.records.writing() as unit:
+        state, version = streams.need(unit, PERMIT, permit_id)
+        found = resources(unit, state)
+        allow_every(node, who, "permit.resume", found)
+        if streams.done(unit, who.account_id, command):
+            return
+        said = text.put(unit, PERMIT.stream(permit_id), "reason", reason, at)
+        facts = permit.Facts(committee=all(one.committee in who.principal.committees for one in found))
+        order = permit.Resume(by=who.account_id, at=at, reason=said)
+        step = Step(PERMIT, permit_id, version, state, permit.decide(state, order, facts))
+        streams.commit(unit, [step], by=who.account_id, at=at, command=command)
+        for person in state.people:
+            outbox.mail(
+                unit,
+                at,
+                key=f"permit-resumed:{permit_id}:{version}:{person}",
+                account=person,
+                subject="A permit may be used again",
+                body=f"The committee has looked at permit {permit_id} again: it may be used from now on.",
+            )
+
+
+@retried
 def give_back(node: Node, who: Who, permit_id: str, command: str) -> None:
     at = node.clock()
     with node.records.writing() as unit:
@@ -201,7 +258,16 @@ def lease(node: Node, beat: Beat) -> bool:
             return not any(version.destroyed for _, version in behind(unit, state.datasets))
         at = node.clock()
         return all(
-            stands(unit, state.permit_id, account_id=state.owner, wanted=wanted, mode="compute", at=at) is None
+            stands(
+                unit,
+                state.permit_id,
+                account_id=state.owner,
+                wanted=wanted,
+                mode="compute",
+                at=at,
+                since=state.started,
+            )
+            is None
             for wanted in state.datasets
         )
 
@@ -210,7 +276,7 @@ def expire_due(node: Node) -> int:
     """Write down the end of permits that reached it. (They ended by the clock already; this is the evidence.)"""
     at, ended = node.clock(), 0
     with node.records.reading() as unit:
-        states = streams.find(unit, PERMIT, phases=("issued",), limit=10_000)
+        states = streams.find(unit, PERMIT, phases=permit.LIVE, limit=10_000)
     for known in states:
         if known.ends > at:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from valv.app.node import Node, new_id
@@ -33,6 +33,16 @@ def files(unit: Unit, dataset_id: str, version: int) -> list[dict[str, Any]]:
     for start in range(0, len(members), BATCH):
         found += unit.rows("file", {"id": [member["file"] for member in members[start : start + BATCH]]})
     return sorted(found, key=lambda row: str(row["path"]))
+
+
+def shared(unit: Unit, bodies: Sequence[str], but: str = "") -> set[str]:
+    """Which of these bodies are of a file that can be read, other than those of the key `but`: a version that took the
+    place of another has the bodies of all files that did not change."""
+    found: set[str] = set()
+    for start in range(0, len(bodies), BATCH):
+        rows = unit.rows("file", {"body": list(bodies[start : start + BATCH]), "state": ("received", "verified")})
+        found.update(row["body"] for row in rows if row["key_id"] != but)
+    return found
 
 
 def mounted(row: dict[str, Any], path: str) -> MountedFile:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from valv.app import reading, streams, text
+from valv.app import copying, reading, streams, text
 from valv.app import rotation as rotations
 from valv.app.node import Node, each, new_id
 from valv.app.streams import DATASET, ROTATION, RUN, Step, retried
@@ -335,10 +335,15 @@ def clear(node: Node) -> int:
     free = [row for row in stale if row["body"] not in held and not _read_by(going, row)][:CLEARED]
     if not (free or over):
         return 0
+    with node.records.reading() as unit:
+        kept = reading.shared(unit, [row["body"] for row in free])  # by another version of the dataset
     for row in free:
+        if row["body"] in kept:
+            continue
         for name in (row["body"], sidecar(row["body"])):
             node.storage.delete(name)
     with node.records.writing() as unit:
+        copying.forget(unit, [row["body"] for row in free if row["body"] not in kept])
         unit.delete("stale_body", {"body": [row["body"] for row in free]})
         unit.delete("open_body", {"id": over[: reading.BATCH]})
     return len(free)

@@ -154,7 +154,15 @@ def _still_permitted(node: Node, unit: Unit, state: run.Run) -> Refusal | None:
         return Refusal("version_destroyed") if gone else None
     at = node.clock()
     for wanted in state.datasets:
-        refusal = permits.stands(unit, state.permit_id, account_id=state.owner, wanted=wanted, mode="compute", at=at)
+        refusal = permits.stands(
+            unit,
+            state.permit_id,
+            account_id=state.owner,
+            wanted=wanted,
+            mode="compute",
+            at=at,
+            since=state.started,
+        )
         if refusal is not None:
             return refusal
     return None

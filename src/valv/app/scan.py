@@ -68,7 +68,7 @@ def step(node: Node, reader: Reader) -> int:
         for row in rows:
             state, _ = streams.need(unit, DATASET, row["id"])
             version = state.current
-            if version and version.claimed == "anonymised" and version.findings is None:
+            if version and version.claimed == "anonymised" and version.findings is None and not version.closed:
                 pending.append((state, version))
     each(pending, lambda one: _advance(node, reader, *one))
     return len(pending)

@@ -10,7 +10,21 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import msgspec
 
-from valv.core import access, account, custody, dataset, deposit, permit, release, rotation, run
+from valv.core import (
+    access,
+    account,
+    backup,
+    custody,
+    dataset,
+    deposit,
+    fixity,
+    permit,
+    release,
+    rotation,
+    run,
+    storage,
+    withdrawal,
+)
 from valv.core.process import Event, encode, encode_state
 from valv.errors import ConflictFault, Refusal, RefusedFault
 from valv.ports.records import Change, Recorded, RepeatedCommand, Snapshot, Unit
@@ -19,6 +33,8 @@ State = TypeVar("State")
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
 TRIES = 8
+RESTORED = "restored"
+"""The setting that a restored node has until it is opened."""
 Links = dict[str, tuple[str, ...]]
 
 
@@ -109,9 +125,34 @@ ROTATION = Process(
     rotation.evolve,
     lambda s: {"dataset": (s.dataset_id,), "key": (s.key_id,)},
 )
+STORAGE = Process(storage.KIND, storage.Storage, storage.Events, storage.evolve, lambda s: {"dataset": (s.dataset_id,)})
+FIXITY = Process(fixity.KIND, fixity.Scrub, fixity.Events, fixity.evolve, lambda s: {"by": (s.by,)})
+BACKUP = Process(backup.KIND, backup.Backup, backup.Events, backup.evolve, lambda _: {})
+WITHDRAWAL = Process(
+    withdrawal.KIND,
+    withdrawal.Withdrawal,
+    withdrawal.Events,
+    withdrawal.evolve,
+    lambda s: {"dataset": (s.dataset_id,)},
+)
 CUSTODY = Process(custody.KIND, custody.Custody, custody.Events, custody.evolve, lambda _: {})
 PROCESSES: dict[str, Process[Any]] = {
-    process.kind: process for process in (ACCOUNT, DATASET, DEPOSIT, ACCESS, PERMIT, RUN, RELEASE, ROTATION, CUSTODY)
+    process.kind: process
+    for process in (
+        ACCOUNT,
+        DATASET,
+        DEPOSIT,
+        ACCESS,
+        PERMIT,
+        RUN,
+        RELEASE,
+        ROTATION,
+        STORAGE,
+        FIXITY,
+        BACKUP,
+        CUSTODY,
+        WITHDRAWAL,
+    )
 }
 
 
@@ -184,6 +225,12 @@ def done(unit: Unit, by: str, command: str) -> bool:
     return unit.repeated(f"{by}:{command}")
 
 
+def closed(unit: Unit) -> bool:
+    """Whether this is a restored node that was not opened yet. Its ledger takes nothing but what it had before: one
+    event of its own, and the rest would not fit any more."""
+    return bool(unit.rows("setting", {"name": RESTORED}))
+
+
 def commit(
     unit: Unit,
     steps: Sequence[Step[Any]],
@@ -195,6 +242,8 @@ def commit(
 ) -> list[Recorded]:
     """Append what was decided, all or nothing. `command` names the order: the same one of the same actor is carried out
     once. Raises `RefusedFault` where one step is a refusal, `ConflictFault` where a stream moved on meanwhile."""
+    if closed(unit):
+        raise RefusedFault(Refusal("node_closed"))
     changes = []
     for step in steps:
         after = step.after

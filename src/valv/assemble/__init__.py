@@ -5,12 +5,21 @@ Nothing heavy is imported before a command needs it: `valv --help` starts at onc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from valv.cli.operator import KeyDesk, Operator, Recovery
+    from valv.cli.operator import (
+        BackupDesk,
+        Disks,
+        KeyDesk,
+        Opened,
+        Operator,
+        Recovery,
+        Restored,
+        Verified,
+    )
 
 
 def main() -> None:
@@ -35,7 +44,12 @@ def operator() -> Operator:
         unseal=_unseal,
         doctor=_doctor,
         keys=_keys,
+        disks=_disks,
         recovery=_recovery,
+        backups=_backups,
+        verify_backup=_verify_backup,
+        restore=_restore,
+        open_restored=_open_restored,
     )
 
 
@@ -133,8 +147,61 @@ def _keys(directory: Path) -> KeyDesk:
     return custody.Desk(config.load(directory))
 
 
+def _disks(directory: Path | None) -> Disks:
+    from valv.assemble import disks
+
+    return disks.Disks(directory)
+
+
 def _recovery(directory: Path, place: Path) -> Recovery:
     from valv import config
     from valv.assemble import custody
 
     return custody.Recovery(config.load(directory), place)
+
+
+def _backups(directory: Path) -> BackupDesk:
+    from valv import config
+    from valv.assemble import backup
+
+    return backup.Desk(config.load(directory))
+
+
+def _verify_backup(
+    place: Path, private: bytes, *, generation: int, log_key: str, progress: Callable[[int], None]
+) -> Verified:
+    from valv.assemble import restore
+
+    found = restore.open_place(place)
+    return restore.verify(found, private, generation=generation, log_key=log_key, progress=progress)[0]
+
+
+def _restore(
+    place: Path,
+    directory: Path,
+    private: bytes,
+    *,
+    database: str,
+    password_file: str,
+    generation: int,
+    log_key: str,
+    progress: Callable[[int], None],
+) -> Restored:
+    from valv.assemble import restore
+
+    return restore.restore(
+        restore.open_place(place),
+        directory,
+        private,
+        database=database,
+        password_file=password_file,
+        generation=generation,
+        log_key=log_key,
+        progress=progress,
+    )
+
+
+def _open_restored(directory: Path, *, places: list[Path], private: bytes | None, accept_loss: bool) -> Opened:
+    from valv.assemble import restore
+
+    return restore.open_restored(directory, places=places, private=private, accept_loss=accept_loss)

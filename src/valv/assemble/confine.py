@@ -85,7 +85,12 @@ class Users:
         slots, own = config.compute.slots, os.geteuid()
         if own != 0:
             return cls(False, os.getegid(), own, own, own, (Slot(own, own),) * slots, (own,) * READERS)
-        base = config.processes.uid_base
+        return cls.shared(config)
+
+    @classmethod
+    def shared(cls, config: Config) -> Users:
+        """Users where root started the node."""
+        slots, base = config.compute.slots, config.processes.uid_base
         return cls(
             root=True,
             group=base,
@@ -108,7 +113,8 @@ class Users:
 class View:
     """What a process may see and do. `read`, `write`: pairs of a path of the host and where it is inside (`same` makes
     them); `devices`: device files. `uid`: its user, None to stay who we are. `whole_etc`: for one that starts others:
-    a single file of /etc that the host replaces meanwhile could not be shown to them."""
+    a single file of /etc that the host replaces meanwhile could not be shown to them. `hidden`: folders that are empty
+    inside, whatever is above them."""
 
     uid: int | None
     groups: tuple[int, ...] = ()
@@ -119,6 +125,7 @@ class View:
     own_proc: bool = True
     whole_etc: bool = False
     capabilities: tuple[str, ...] = ()
+    hidden: tuple[Path, ...] = ()
 
 
 def same(*paths: Path) -> tuple[tuple[Path, Path], ...]:
@@ -132,18 +139,33 @@ def runs(config: Config) -> Path:
     return config.runtime.with_name(f"{config.runtime.name}.runs")
 
 
+def store_folders(config: Config) -> dict[str, Path]:
+    """The stores that are folders, by their names: of backend `local`."""
+    return {name: config.path(store.path) for name, store in config.all_stores.items() if store.backend == "local"}
+
+
+def copied_secrets(config: Config) -> Path:
+    """Where the copies of secrets lie, in a folder for each process. No process sees this folder: each sees its own
+    copies, in place of the files."""
+    return config.runtime / SECRETS
+
+
 def secrets_seen(config: Config, name: str) -> tuple[tuple[Path, Path], ...]:
     """Where process `name` sees the secret files that it needs: copies of its own in place of the files."""
-    folder = config.runtime / SECRETS / name
+    folder = copied_secrets(config) / name
     return tuple((folder / key, path) for key, path, readers in secrets(config) if name in readers)
 
 
 def secrets(config: Config) -> list[tuple[str, Path, tuple[str, ...]]]:
     """(key of the configuration, file, processes that need it)."""
+    stores, places = config.stores.items(), config.backup.places.items()
     named = (
         ("keys.passphrase_file", config.keys.passphrase_file, ("keyd",)),
         ("keys.clouds_file", config.keys.clouds_file, ("keyd",)),
         ("database.password_file", config.database.password_file, ("serve", "worker")),
+        ("storage.credentials", config.storage.credentials, ("serve", "worker")),
+        *((f"stores.{name}.credentials", store.credentials, ("serve", "worker")) for name, store in stores),
+        *((f"backup.places.{name}.credentials", one.credentials, ("worker",)) for name, one in places),
     )
     return [(key, config.path(value), readers) for key, value, readers in named if value]
 
@@ -202,6 +224,8 @@ def _tree(view: View) -> list[str]:
         arguments += ["--bind", str(host), str(inside)]
     for host, inside in view.read:
         arguments += ["--ro-bind", str(host), str(inside)]
+    for path in view.hidden:
+        arguments += ["--perms", "0755", "--tmpfs", str(path)]
     for path in view.devices:
         arguments += ["--dev-bind-try", str(path), str(path)]
     return arguments

@@ -13,15 +13,17 @@ from valv.app import dataset as datasets
 from valv.app import streams
 from valv.app.inspection import Finding
 from valv.app.node import Node
-from valv.app.streams import CUSTODY
+from valv.app.streams import BACKUP, CUSTODY
 from valv.assemble import keyd, up
 from valv.cli.operator import StoredVersion
 from valv.config import Config
+from valv.core import backup as backups
 from valv.core.custody import STREAM_ID, Custody
 from valv.db.database import Database
 from valv.errors import ConflictFault, Fault, IntegrityFault, MissingFault
 from valv.keys import folder, recover
 from valv.keys.client import KeydClient
+from valv.keys.store import Checkpoint
 from valv.ports.keys import KeyCustody, KeyStatus, SealedShares
 
 RESTORE = "restore the node's database first: it says what officers did since the backup was written"
@@ -61,6 +63,12 @@ class Desk:
     def shares(self, officer: str) -> SealedShares:
         return self._client.shares(officer)
 
+    def create_volume(self, key_id: str) -> bytes:
+        return self._client.create_volume(key_id)
+
+    def reseal_volume(self, key_id: str, header: bytes, public_key: bytes) -> bytes:
+        return self._client.reseal_volume(key_id, header, public_key)
+
     def unseal_share(self, words: str) -> KeyStatus:
         return self._client.unseal_share(words)
 
@@ -90,7 +98,7 @@ class Recovery:
             raise ConflictFault(f"the node in {config.home} runs (process {process})", "stop it first")
         if not place.is_dir():
             raise MissingFault(f"{place} is no folder", "name one of those in keys.backup")
-        own = place / config.backup(".").name
+        own = place / config.key_place(".").name
         self._place = own if own.is_dir() else place
         self._config = config
         self.name = config.node.name
@@ -101,10 +109,14 @@ class Recovery:
                 raise IntegrityFault(f"the node's ledger is not the one that was signed: {report.fault}", RESTORE)
             with database.reading() as unit:
                 events = unit.events(CUSTODY.stream(STREAM_ID))
+                restored = streams.load(unit, BACKUP, backups.STREAM_ID).state
         except IntegrityFault:
             raise
         except Fault as fault:
             raise MissingFault(f"the node's ledger cannot be read: {fault.detail}", RESTORE) from None
+        self._database = database
+        left = restored.signed if restored else None
+        self._left = Checkpoint(left[0], bytes.fromhex(left[1])) if left else None
         state = CUSTODY.fold(events)
         self._known = [record.data for record in events]
         self._keyring = keyd.keyring_of(config)
@@ -129,10 +141,17 @@ class Recovery:
             passphrase=passphrase,
             known=self._known,
             now=datetime.now(UTC),
+            fits=self._fits,
+            left=self._left,
         )
         if os.geteuid() == 0:
             keyd.give(path, self._config.processes.uid_base + 1)
         return minutes
+
+    def _fits(self, signed: Checkpoint) -> bool:
+        """Whether the node's ledger continues what was signed."""
+        with self._database.reading() as unit:
+            return signed.size <= unit.head().size and unit.root(signed.size) == signed.root
 
 
 def findings(config: Config, node: Node, running: bool) -> Iterator[Finding]:

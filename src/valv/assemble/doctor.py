@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from valv import config as configuration
-from valv.app import inspection
+from valv.app import copying, inspection
 from valv.app.inspection import Finding
 from valv.app.node import Node
-from valv.assemble import custody, up
+from valv.assemble import backup, confine, custody, up
 from valv.assemble.node import build
 from valv.config import Config
 from valv.errors import Fault
@@ -49,6 +49,9 @@ def doctor(directory: Path, console: Console | None = None) -> int:
         ("texts are those that the ledger names", lambda: inspection.texts(node)),
         ("versions hold the files that were handed in", lambda: inspection.manifests(node)),
         ("every file is in the store, and nothing else", lambda: _bodies(node, bool(running))),
+        ("every copy is in its store, and no other", lambda: _copies(node, bool(running))),
+        ("no copy is suspect or damaged", lambda: _damaged(node)),
+        ("stores answer, and hold no half-written bodies", lambda: _stores(node, bool(running))),
         ("deliveries get through", lambda: inspection.outbox(node)),
     ]
     wrong = 0
@@ -61,7 +64,8 @@ def doctor(directory: Path, console: Console | None = None) -> int:
         for finding in found[:20]:
             console.print(f"    {finding.what}" + (f"\n      → {finding.hint}" if finding.hint else ""))
         wrong += len(found)
-    for finding in (*swap(), *_unlocked(config, node, running), *custody.findings(config, node, bool(running))):
+    others = (*custody.findings(config, node, bool(running)), *backup.findings(node))
+    for finding in (*swap(), *_unlocked(config, node, running), *others):
         console.print(f"[yellow]![/] {finding.what}\n      → {finding.hint}")
     return 1 if wrong else 0
 
@@ -76,8 +80,7 @@ def _machine(config: Config) -> Iterator[Finding]:
 
 
 def _modes(config: Config) -> Iterator[Finding]:
-    for name in ("db", config.storage.path, config.keys.path):
-        path = config.path(name)
+    for path in (config.path("db"), *confine.store_folders(config).values(), config.path(config.keys.path)):
         if path.exists() and path.stat().st_mode & 0o007:
             yield Finding(f"{path} can be entered by everybody", f"chmod o-rwx {path}")
 
@@ -115,6 +118,46 @@ def _bodies(node: Node, running: bool) -> Iterator[Finding]:
     elif left:
         for name in sorted(left):
             node.storage.delete(name)
+
+
+def _copies(node: Node, running: bool) -> Iterator[Finding]:
+    missing, left = copying.stray(node)
+    for store, body in missing:
+        if not running or (store, body) in copying.stray(node)[0]:
+            yield Finding(f"the copy of {body} in {store} is not whole", "a scrub makes it anew from another copy")
+    if running:
+        settled = set(left) & set(copying.stray(node)[1]) if left else ()
+        if settled:
+            yield Finding(f"{len(settled)} bodies are in a store where no record says so", SWEPT_WHEN_DOWN)
+        return
+    for store, name in left:
+        node.each_store()[store].delete(name)
+
+
+def _damaged(node: Node) -> Iterator[Finding]:
+    """Copies that somebody met and that did not hold, until a scrub has looked at them and made them anew."""
+    with node.records.reading() as unit:
+        found = {
+            (store, state): unit.count("copy", {"store": store, "state": state})
+            for store in node.each_store()
+            for state in ("suspect", "bad")
+        }
+    for (store, state), count in found.items():
+        if count:
+            what = "suspect" if state == "suspect" else "damaged"
+            yield Finding(f"{count} copies in {store} are {what}", "a scrub looks at them and makes them anew")
+
+
+def _stores(node: Node, running: bool) -> Iterator[Finding]:
+    """Whether each store answers. While the node is down, what killed writers left behind is removed."""
+    for name, store in node.each_store().items():
+        try:
+            if running:
+                store.usage()
+            else:
+                store.sweep()
+        except Fault as fault:
+            yield Finding(f"store {name}: {fault.detail}", fault.hint or fault.row.hint)
 
 
 def swap(swaps: Path = Path("/proc/swaps"), system: Path = Path("/sys")) -> Iterator[Finding]:

@@ -13,7 +13,20 @@ from typing import Any, Final
 
 import msgspec
 
-from valv.core import access, account, dataset, deposit, permit, release, rotation, run
+from valv.core import (
+    access,
+    account,
+    backup,
+    dataset,
+    deposit,
+    fixity,
+    permit,
+    release,
+    rotation,
+    run,
+    storage,
+    withdrawal,
+)
 from valv.core.consent import Match, Purpose
 from valv.core.process import NODE, Command, command_name
 from valv.errors import Refusal
@@ -147,6 +160,13 @@ SAMPLES: Final[tuple[Sample, ...]] = (
             _given(dataset.Assess, version=1, confirm=True, reason="r"),
             _given(dataset.Narrow, version=1, reason="r"),
             _given(dataset.Close, reason="r"),
+            _given(dataset.CloseVersion, version=1, withdrawal_id="w", runs_end=True),
+            _given(dataset.OpenVersion, version=1),
+            _given(
+                dataset.NarrowConsent,
+                version=1,
+                narrower=dataset.Narrower(consent=("HMB",), people="t", count=1),
+            ),
             _given(dataset.RecordDestruction, version=1, generation=2),
             _given(dataset.Certify, version=1, certificate="r"),
         ),
@@ -192,6 +212,9 @@ SAMPLES: Final[tuple[Sample, ...]] = (
             _given(permit.Revoke, reason="r"),
             permit.Expire(by="", at=NOW + timedelta(days=30)),
             _given(permit.GiveBack),
+            _given(permit.Move, dataset_id="d", before=1, after=2),
+            _given(permit.Suspend, reason="r"),
+            _given(permit.Resume, reason="r"),
             _given(permit.RecordDownload, file_id="f", key="k", start=0),
         ),
     ),
@@ -270,6 +293,86 @@ SAMPLES: Final[tuple[Sample, ...]] = (
             _given(rotation.Retire),
             _given(rotation.Stop),
             _given(rotation.Fail, why="r"),
+        ),
+    ),
+    Sample(
+        storage,
+        "Storage (placement of a dataset)",
+        {
+            "o": storage.Facts(operator=True, stores=frozenset({"main", "archive"})),
+            "c": storage.Facts(custodian=True, stores=frozenset({"main", "archive"})),
+            NODE: storage.Facts(),
+        },
+        (
+            _given(storage.SetRule, dataset_id="d", rule="copies = 2"),
+            _given(storage.Move, dataset_id="d", source="main", target="archive"),
+            _given(storage.EndMove),
+        ),
+    ),
+    Sample(
+        withdrawal,
+        "Withdrawal of participants",
+        {"c": withdrawal.Facts(custodian=True), NODE: withdrawal.Facts()},
+        (
+            _given(
+                withdrawal.Ask,
+                withdrawal_id="x",
+                dataset_id="d",
+                version=1,
+                key_id="k",
+                persons="t",
+                count=1,
+                reason="r",
+                runs_end=True,
+            ),
+            _given(withdrawal.Plan, files=2),
+            _given(withdrawal.RecordFile, file_id="f", outcome="rewritten", before="0" * 64, after="1" * 64),
+            _given(withdrawal.RecordTaken, files=1),
+            _given(withdrawal.Wait, files=1),
+            _given(withdrawal.GoOn),
+            _given(withdrawal.Publish, successor=2),
+            _given(withdrawal.Carry, permits=1),
+            _given(withdrawal.Finish),
+            _given(withdrawal.FindNobody),
+            _given(withdrawal.Fail, why="r"),
+            _given(withdrawal.Cancel),
+        ),
+    ),
+    Sample(
+        fixity,
+        "Fixity (a scrub)",
+        {"o": fixity.Facts(operator=True), NODE: fixity.Facts()},
+        (
+            _given(fixity.Begin, scrub_id="x", days=90, expected=2),
+            _given(fixity.RecordDamage, body="b", file_id="f", store="main", fault="altered"),
+            _given(fixity.RecordRepair, body="b", file_id="f", store="main", source="archive"),
+            _given(fixity.RecordLoss, body="b", file_id="f"),
+            _given(fixity.Finish, copies=2, size=1, unreached=0, left=0),
+        ),
+    ),
+    Sample(
+        backup,
+        "Backup and restoring",
+        {NODE: backup.Facts()},
+        (
+            _given(
+                backup.RecordBackup,
+                place="p",
+                generation=1,
+                size=1,
+                root="0" * 64,
+                manifest="1" * 64,
+                bodies=1,
+                held_back=0,
+                missing=0,
+                stored=1,
+            ),
+            _given(
+                backup.RecordDrill, place="p", generation=1, size=1, root="0" * 64, bodies=1, wrong=0, milliseconds=1
+            ),
+            _given(
+                backup.RecordRestore, place="p", generation=1, size=1, reached=2, root="0" * 64, known=2, lost=("d/1",)
+            ),
         ),
     ),
     Sample(

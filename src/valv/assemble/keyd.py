@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(config: Config, path: Path, listen_fd: int | None) -> None:
     roles = Roles.of(config)
-    path_of_keys, places = config.path(config.keys.path), [config.backup(place) for place in config.keys.backup]
+    path_of_keys, places = config.path(config.keys.path), [config.key_place(place) for place in config.keys.backup]
     keyd = Keyd(path_of_keys, config.node.name, roles, keyring_of(config), backup=places)
     listener = _listen(path) if listen_fd is None else _inherit(listen_fd)
     server = Server(keyd, roles, listener)

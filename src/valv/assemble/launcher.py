@@ -21,8 +21,8 @@ from valv.assemble import confine
 from valv.assemble.confine import INSIDE, Users, View
 from valv.assemble.sockets import LAUNCHER
 from valv.compute import cgroup, command, scratch, seccomp
-from valv.compute.launcher import Launcher, Settings
-from valv.config import Config
+from valv.compute.launcher import Launcher, RekeyCommand, Settings
+from valv.config import MAIN, Config
 from valv.errors import ComputeFault, ConflictFault, Fault, UnreachableFault
 from valv.ports.compute import Limits
 
@@ -74,15 +74,17 @@ def settings(config: Config) -> Settings:
     folder = INSIDE if users.root else confine.runs(config)
     node = ("--node", config.home)
     toml = Path(config.home, "valv.toml")
-    seen = confine.same(config.path(config.storage.path), toml)
+    stores = confine.store_folders(config)
+    hidden = (confine.copied_secrets(config),)
 
     def view(uid: int) -> View:
-        read = (*seen, *confine.same(config.runtime))
-        return View(uid=uid, groups=(users.group,), read=read, devices=(Path("/dev/fuse"),))
+        read = confine.same(*stores.values(), toml, config.runtime)
+        return View(uid=uid, groups=(users.group,), read=read, devices=(Path("/dev/fuse"),), hidden=hidden)
 
     def writing_view(uid: int) -> View:
-        write = confine.same(config.path(config.storage.path))
-        return View(uid=uid, groups=(users.group,), read=confine.same(toml, config.runtime), write=write)
+        write = confine.same(*(path for name, path in stores.items() if name == MAIN))
+        read = confine.same(*(path for name, path in stores.items() if name != MAIN), toml, config.runtime)
+        return View(uid=uid, groups=(users.group,), read=read, write=write, hidden=hidden)
 
     def mount_command(uid: int, *, fuse: int, files: int, reports: int, grant_id: str, run_id: str) -> list[str]:
         arguments = ("--fuse", fuse, "--files", files, "--reports", reports, "--grant", grant_id, "--run", run_id)
@@ -96,20 +98,30 @@ def settings(config: Config) -> Settings:
         arguments = ("--file", file, "--out", out, "--grant", grant_id)
         return confine.command(view(uid), confine.python("read", *node, *map(str, arguments)))
 
-    def rekey_command(uid: int, *, file: int, out: int, grant_id: str, public_key: bytes, body: str) -> list[str]:
-        arguments = (
-            "--file",
-            file,
-            "--out",
-            out,
-            "--grant",
-            grant_id,
-            "--public-key",
-            public_key.hex(),
-            "--body",
-            body,
-        )
-        return confine.command(writing_view(uid), confine.python("rekey", *node, *map(str, arguments)))
+    def rewriting(entry: str) -> RekeyCommand:
+        def made(uid: int, *, file: int, out: int, grant_id: str, public_key: bytes, body: str) -> list[str]:
+            arguments = (
+                "--file",
+                file,
+                "--out",
+                out,
+                "--grant",
+                grant_id,
+                "--public-key",
+                public_key.hex(),
+                "--body",
+                body,
+            )
+            return confine.command(writing_view(uid), confine.python(entry, *node, *map(str, arguments)))
+
+        return made
+
+    def rewrite_command(
+        uid: int, *, file: int, out: int, into: int, back: int, grant_id: str, public_key: bytes, body: str
+    ) -> list[str]:
+        pipes = ("--into", str(into), "--back", str(back))
+        command = rewriting("rewrite")
+        return [*command(uid, file=file, out=out, grant_id=grant_id, public_key=public_key, body=body), *pipes]
 
     return Settings(
         folder=folder,
@@ -129,7 +141,9 @@ def settings(config: Config) -> Settings:
         mount_command=mount_command,
         collect_command=collect_command,
         read_command=read_command,
-        rekey_command=rekey_command,
+        rekey_command=rewriting("rekey"),
+        join_command=rewriting("join"),
+        rewrite_command=rewrite_command,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from valv import config as configuration
+from valv.assemble.bodies import confined, worker_uid
 from valv.assemble.sockets import KEYD, LEASE
 from valv.compute import wire
 from valv.compute.lease import LeaseClient
@@ -20,8 +21,6 @@ from valv.errors import ComputeFault, Fault
 from valv.keys.client import KeydClient
 from valv.keys.memory import protect_process
 from valv.ports.compute import MountedFile
-from valv.ports.storage import Place
-from valv.storage.local import LocalStorage
 from valv.vault.mount import MountServer
 
 log: Final = logging.getLogger("valv.mount")
@@ -60,7 +59,7 @@ def serve(config: Config, reporter: Reporter, *, fuse: int, files: int, grant_id
     """Serve the files until the file system is unmounted, then report the last reads."""
     keyd = KeydClient(config.runtime / KEYD)
     lease = LeaseClient(config.runtime / LEASE, grant_id, run_id, worker_uid(config))
-    storage = LocalStorage(config.path(config.storage.path), Place(config.node.country, config.node.unit))
+    storage = confined(config)
 
     def open_header(file: MountedFile, public_key: bytes) -> bytes:
         return keyd.reseal(grant_id, file.key_id, file.header, public_key)
@@ -81,12 +80,6 @@ def serve(config: Config, reporter: Reporter, *, fuse: int, files: int, grant_id
     last = server.reads()
     reporter.reads(last, None)
     lease.close()
-
-
-def worker_uid(config: Config) -> int:
-    """Who must be at the other end of the lease's socket."""
-    own, base = os.geteuid(), config.processes.uid_base
-    return base + 3 if base < own < base + 1000 else own
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from valv.app.node import Node
+from valv.app.restoring import Closed
+from valv.app.suspect import Suspicions
 from valv.assemble.backend import backend
+from valv.assemble.bodies import nearest, place
 from valv.assemble.policies import load_policies
-from valv.config import Config
+from valv.config import BackupPlace, Config
 from valv.ports.compute import Compute, Reader
-from valv.ports.storage import Place, Storage
+from valv.ports.storage import Storage
 from valv.vault.copies import Copies
 
 
@@ -19,15 +22,23 @@ def stores(config: Config) -> dict[str, Storage]:
     """Every store of the node by its name, `main` first. Nothing is opened before its first use."""
     made = {}
     for name, settings in config.all_stores.items():
-        place = Place(settings.country or config.node.country, settings.unit or config.node.unit)
-        made[name] = backend("storage", settings.backend)(settings, Path(config.home), place)
+        made[name] = backend("storage", settings.backend)(settings, Path(config.home), place(config, settings))
     return made
 
 
-def nearest(config: Config) -> list[str]:
-    """The names of the stores in the order in which a body is looked for."""
-    known = config.all_stores
-    return sorted(known, key=lambda name: (known[name].tape, known[name].distance))
+def places(config: Config) -> dict[str, Storage]:
+    """The places of backups by name, those that are there: a folder that is away is not made anew elsewhere."""
+    made = {}
+    for name in config.backup.places:
+        settings = config.backup_place(name)
+        if settings.backend != "local" or Path(settings.path).is_dir():
+            made[name] = place_for_backups(config, settings)
+    return made
+
+
+def place_for_backups(config: Config, settings: BackupPlace) -> Storage:
+    made: Storage = backend("storage", settings.backend)(settings, Path(config.home), place(config, settings))
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,7 @@ class Parts:
     node: Node
     compute: Compute
     reader: Reader
+    suspicions: Suspicions
 
 
 def build(config: Config) -> Parts:
@@ -46,19 +58,23 @@ def build(config: Config) -> Parts:
     from valv.db.database import Database
     from valv.keys.client import KeydClient
 
-    places = stores(config)
-    store = Copies(places, nearest(config))
+    every = stores(config)
     launcher = LauncherClient(config.runtime / "launcher.sock")
     password = str(config.path(config.database.password_file)) if config.database.password_file else ""
+    records = Database(config.database_url, password)
+    suspicions = Suspicions(records)
+    store = Copies(every, nearest(config), suspicions.told)
     node = Node(
         config=config,
-        records=Database(config.database_url, password),
+        records=records,
         storage=store,
-        stores=places,
+        stores=every,
         keys=KeydClient(config.runtime / "keyd.sock"),
         policies=load_policies(config.node.country, config.policy.overlays),
         login=backend("login", config.login.backend)(),
         clock=lambda: datetime.now(UTC),
+        places=places(config),
+        closed=Closed(records),
     )
     compute: Compute = backend("compute", config.compute.backend)(launcher, store)
-    return Parts(node, compute, SandboxReader(launcher))
+    return Parts(node, compute, SandboxReader(launcher), suspicions)

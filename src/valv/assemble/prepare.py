@@ -3,8 +3,8 @@
 Where root starts the node, the folders are shared out among its users (`confine.Users`):
 
     keys/            keyd alone, who also sees what its token needs (`keys.binds`; their owners stay as they are)
-    db/ store/       serve and worker, by the node's group; mounts and readers may read the store,
-                     who encrypts a file anew may write to it
+    db/ store/       serve and worker, by the node's group; mounts and readers may read the stores that are folders,
+                     who encrypts a file anew may write to the first
     runtime folder   sockets, by the node's group; nobody may remove what is another's (sticky)
     valv.toml        all may read it; it holds no secret
 
@@ -42,11 +42,13 @@ def prepare(config: Config, users: Users) -> None:
         _folder(runtime, 0o1770 if users.root else 0o700, group=users.group if users.root else None)
         _folder(confine.runs(config), 0o711)
         _folder(Path(config.home, LOG), 0o750)
-        for folder in (Path(config.home, "db"), config.path(config.storage.path), config.path(config.mail.folder)):
+        for folder in _shared(config):
             folder.mkdir(exist_ok=True, parents=True)
         for place in config.keys.backup:
             if config.path(place).is_dir():
-                _folder(config.backup(place), 0o700, owner=users.keyd if users.root else None)
+                _folder(config.key_place(place), 0o700, owner=users.keyd if users.root else None)
+        for path in saved_to(config):
+            _folder(path, 0o700, owner=users.worker if users.root else None)
         if users.root:
             _share(config, users)
         _copy_secrets(config, users)
@@ -56,24 +58,28 @@ def prepare(config: Config, users: Users) -> None:
 
 def views(config: Config, users: Users) -> dict[str, View]:
     """Each process's view, by its name. The launcher's only where root starts the node."""
-    store, db = config.path(config.storage.path), Path(config.home, "db")
+    stores, db = confine.store_folders(config).values(), Path(config.home, "db")
     toml = Path(config.home, "valv.toml")
     database = [Path("/run/postgresql")] if config.database.url.startswith("postgres") else []
-    data = [path for path in (db, store, *database) if path.exists()]
+    data = [path for path in (db, *stores, *database) if path.exists()]
+    trusted = {name: certificates(config) for name in ("worker", "serve")}
 
     def view(name: str, uid: int, write: list[Path], bound: Pairs = (), *, network: bool) -> View:
         return View(
             uid=uid if users.root else None,
             groups=(users.group,),
             write=(*confine.same(*write, config.runtime), *bound),
-            read=(*confine.same(toml), *confine.secrets_seen(config, name)),
+            read=(*confine.same(toml, *trusted.get(name, [])), *confine.secrets_seen(config, name)),
             network=network,
+            hidden=(confine.copied_secrets(config),),
         )
 
     far = config.keys.backend == "barbican"  # the one backend whose keys are asked for over the network
     found = {
         "keyd": view("keyd", users.keyd, [config.path(config.keys.path), *backups(config)], bound(config), network=far),
-        "worker": view("worker", users.worker, [*data, config.path(config.mail.folder)], network=True),
+        "worker": view(
+            "worker", users.worker, [*data, config.path(config.mail.folder), *saved_to(config)], network=True
+        ),
         "serve": view("serve", users.serve, data, network=True),
     }
     if users.root:
@@ -81,19 +87,36 @@ def views(config: Config, users: Users) -> dict[str, View]:
         found["launcher"] = View(
             uid=None,
             read=confine.same(toml, runtime),
-            write=((confine.runs(config), INSIDE), *confine.same(store, Path("/proc"), Path("/sys"))),
+            write=((confine.runs(config), INSIDE), *confine.same(*stores, Path("/proc"), Path("/sys"))),
             devices=(Path("/dev/fuse"),),
             own_proc=False,
             whole_etc=True,
             capabilities=confine.LAUNCHER,
+            hidden=(confine.copied_secrets(config),),
         )
     return found
 
 
 def backups(config: Config) -> list[Path]:
     """This node's folders in the places of the key backup that are there. One that is away is written later."""
-    found = [config.backup(place) for place in config.keys.backup]
+    found = [config.key_place(place) for place in config.keys.backup]
     return [path for path in found if path.exists()]
+
+
+def saved_to(config: Config) -> list[Path]:
+    """This node's folders in the places of backups that are folders and are there."""
+    named = {name: place for name, place in config.backup.places.items() if place.backend == "local"}
+    return [Path(config.backup_place(name).path) for name, place in named.items() if config.path(place.path).is_dir()]
+
+
+def certificates(config: Config) -> list[Path]:
+    """The files of certificates by which stores are known. Raises `ConfigFault` where one is absent."""
+    known = (*config.all_stores.values(), *config.backup.places.values())
+    found = [config.path(store.ca) for store in known if store.ca]
+    for path in found:
+        if not path.is_file():
+            raise ConfigFault(f"a store's ca: {path} is not a file", "name the file of the certificates to trust")
+    return list(dict.fromkeys(found))
 
 
 def bound(config: Config) -> Pairs:
@@ -109,7 +132,7 @@ def bound(config: Config) -> Pairs:
 
 
 def _copy_secrets(config: Config, users: Users) -> None:
-    folder = config.runtime / confine.SECRETS
+    folder = confine.copied_secrets(config)
     shutil.rmtree(folder, ignore_errors=True)
     _folder(folder, 0o711)
     owners = {"keyd": users.keyd, "serve": users.serve, "worker": users.worker}
@@ -123,7 +146,7 @@ def _copy_secrets(config: Config, users: Users) -> None:
 
 def clear(config: Config) -> None:
     """Remove sockets, copies of secrets and folders of runs. After the end of all processes."""
-    shutil.rmtree(config.runtime / confine.SECRETS, ignore_errors=True)
+    shutil.rmtree(confine.copied_secrets(config), ignore_errors=True)
     with contextlib.suppress(OSError):
         for path in config.runtime.iterdir():
             if path.is_socket():
@@ -132,13 +155,18 @@ def clear(config: Config) -> None:
     shutil.rmtree(confine.runs(config), ignore_errors=True)
 
 
+def _shared(config: Config) -> tuple[Path, ...]:
+    """The folders of the node's group."""
+    return (Path(config.home, "db"), *confine.store_folders(config).values(), config.path(config.mail.folder))
+
+
 def _share(config: Config, users: Users) -> None:
     keys = config.path(config.keys.path)
     if keys.exists():
         for path in (keys, *keys.rglob("*")):
             os.chown(path, users.keyd, users.keyd, follow_symlinks=False)
         keys.chmod(0o700)
-    for top in (Path(config.home, "db"), config.path(config.storage.path), config.path(config.mail.folder)):
+    for top in _shared(config):
         if top.stat().st_gid != users.group or top.name == "db":  # a large store is gone through once only
             for path in (*top.rglob("*"), top):
                 _give(path, users.group)

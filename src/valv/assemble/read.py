@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from valv import config as configuration
+from valv.assemble.bodies import confined
 from valv.assemble.sockets import KEYD
 from valv.compute import wire
 from valv.compute.stream import Sender
@@ -21,8 +22,6 @@ from valv.errors import Fault, InputFault, UnreachableFault
 from valv.formats.crypt4gh import generate_keypair
 from valv.keys.client import KeydClient
 from valv.keys.memory import protect_process
-from valv.ports.storage import Place
-from valv.storage.local import LocalStorage
 from valv.vault.reader import open_reader
 
 log: Final = logging.getLogger("valv.read")
@@ -57,9 +56,8 @@ def send(config: Config, sender: Sender, description: int, grant_id: str) -> Non
     file = listed[0]
     keys = generate_keypair()
     header = KeydClient(config.runtime / KEYD).reseal(grant_id, file.key_id, file.header, keys.public)
-    storage = LocalStorage(config.path(config.storage.path), Place(config.node.country, config.node.unit))
     reader = open_reader(
-        storage.open,
+        confined(config).open,
         file.body,
         header,
         keys.private,

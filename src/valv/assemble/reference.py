@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from inspect import cleandoc
 from itertools import groupby
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -162,9 +162,13 @@ def configuration() -> str:
     for section, kind in SECTIONS.items():
         lines += [f"\n## [{section}]\n", cleandoc(kind.__doc__ or ""), "\n| key | type | default |", "|---|---|---|"]
         for field in msgspec.structs.fields(kind):
-            default = "required" if field.required else f"`{msgspec.json.encode(field.default).decode()}`"
+            default = "required" if field.required else f"`{msgspec.json.encode(_default(field)).decode()}`"
             lines.append(f"| `{field.name}` | {getattr(field.type, '__name__', field.type)} | {default} |")
     return "\n".join(lines) + "\n"
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
 
 
 PAGES = {

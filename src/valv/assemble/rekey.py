@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from valv import config as configuration
+from valv.assemble.bodies import confined
 from valv.assemble.sockets import KEYD
 from valv.compute import wire
 from valv.compute.stream import Sender
@@ -25,8 +26,6 @@ from valv.formats.seal import sidecar
 from valv.keys.client import KeydClient
 from valv.keys.memory import protect_process
 from valv.ports.compute import MountedFile
-from valv.ports.storage import Place
-from valv.storage.local import LocalStorage
 from valv.vault.rekey import rekey_each
 
 log: Final = logging.getLogger("valv.rekey")
@@ -66,7 +65,7 @@ def send(
     if len(listed) != len(bodies):
         raise InputFault(f"{len(listed)} files are described, and {len(bodies)} names given")
     keyd = KeydClient(config.runtime / KEYD)
-    storage = LocalStorage(config.path(config.storage.path), Place(config.node.country, config.node.unit))
+    storage = confined(config)
 
     def reseal(file: MountedFile, public: bytes) -> bytes:
         return keyd.reseal(grant_id, file.key_id, file.header, public)

@@ -54,7 +54,13 @@ ACTOR_TEXTS: Final[dict[str, str]] = {
 }
 """The plain words for an actor, from the widest to the narrowest where one includes the other."""
 
-_PLACES: Final = {"home": Context(HOME), "abroad": Context(ABROAD), "outside_key": Context(HOME, outside=True)}
+UNIT: Final = "unit"
+_PLACES: Final = {
+    "home": Context(HOME, unit=UNIT),
+    "abroad": Context(ABROAD, unit=UNIT),
+    "outside_key": Context(HOME, outside=True, unit=UNIT),
+    "other_unit": Context(HOME, unit="another"),
+}
 _DATA_KINDS: Final = ("access", "data", "run", "release", "permit", "dataset", "deposit")
 
 
@@ -75,7 +81,7 @@ def resource(action: str, data_class: str) -> Resource:
         people=frozenset({"named", "owner"}),
         data_class=blank.data_class,
         country=HOME,
-        unit="unit",
+        unit=UNIT,
     )
 
 
@@ -84,7 +90,7 @@ def answer(
 ) -> str:
     """`yes` or the refusal's code."""
     at = _PLACES[place]
-    context = Context(at.country, outside=at.outside, ethics=ethics, second_factor=factor)
+    context = Context(at.country, outside=at.outside, ethics=ethics, second_factor=factor, unit=at.unit)
     refusal = authorize(policies, ACTORS[actor], action, resource(action, data_class), context)
     return refusal.code if refusal else "yes"
 
@@ -105,11 +111,17 @@ def table() -> list[tuple[str, ...]]:
     return rows
 
 
+def _places(action: str, data_class: str) -> tuple[str, ...]:
+    if data_class != "identifiable":
+        return ("home",)
+    return tuple(place for place in _PLACES if place != "other_unit" or action == "storage.place")
+
+
 def _rows(policies: Policies) -> dict[tuple[str, ...], tuple[str, ...]]:
     rows: dict[tuple[str, ...], tuple[str, ...]] = {}
     for action in ACTIONS:
         for data_class in classes_of(action):
-            for place in _PLACES if data_class == "identifiable" else ("home",):
+            for place in _places(action, data_class):
                 for ethics in (True, False) if action in ("access.submit", "access.approve") else (True,):
                     cells = (_cell(policies, actor, action, data_class, place, ethics) for actor in ACTORS)
                     rows[action, data_class, place, "declared" if ethics else "none"] = tuple(cells)

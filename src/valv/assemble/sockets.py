@@ -7,3 +7,4 @@ from typing import Final
 KEYD: Final = "keyd.sock"
 LAUNCHER: Final = "launcher.sock"
 LEASE: Final = "lease.sock"
+BODIES: Final = "bodies.sock"

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from valv import config as configuration
+from valv.assemble.bodies import served
 from valv.assemble.node import build
+from valv.assemble.sockets import BODIES, LEASE
+from valv.compute.bodies_server import BodiesServer
 from valv.compute.lease import LeaseServer
 from valv.errors import Fault
 from valv.keys.memory import protect_process
@@ -26,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--node", type=Path, required=True, help="the node's folder")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # each address that it asks holds the name of a body
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     signal.signal(signal.SIGINT, lambda *_: ended.set())
@@ -34,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = configuration.load(options.node)
         parts = build(config)
         worker = Worker(parts.node, parts.compute, parts.reader)
-        with LeaseServer(config.runtime / "lease.sock", worker.lease):
+        asked = served(config, parts.node.stores)
+        with (
+            BodiesServer(config.runtime / BODIES, asked, parts.suspicions.hinted),
+            LeaseServer(config.runtime / LEASE, worker.lease),
+        ):
             worker.start()
             log.info("worker ready")
             ended.wait()

@@ -99,6 +99,24 @@ class Client:
 
         return _read(self._stepped_up(lambda: self._exchange(once, PATIENT, safe=True)))
 
+    def raw(
+        self,
+        method: str,
+        address: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes | Callable[[], Iterator[bytes]] = b"",
+        repeat: bool = True,
+    ) -> httpx.Response:
+        """One request with bytes. `content`: called again where the request is repeated. Raises `Problem` and
+        `UnreachableFault`."""
+
+        def once() -> httpx.Response:
+            given = content if isinstance(content, bytes) else content()
+            return self._http.request(method, address, content=given, headers=headers)
+
+        return self._stepped_up(lambda: self._exchange(once, PATIENT if repeat else (), safe=repeat))
+
     @contextmanager
     def stream(
         self, address: str, *, query: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None

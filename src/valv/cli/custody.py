@@ -151,12 +151,12 @@ def ceremony(
 
     desk = screen.operator.keys(directory)
     named = tuple(officers.read_public(path) for path in officer)
-    wanted = _order(desk.name, "ceremony", officers=named, threshold=threshold, persons=persons)
+    wanted = new_order(desk.name, "ceremony", officers=named, threshold=threshold, persons=persons)
     signers = officers.read_all(screen, sign or [], sign_passphrase_file or [])
     pin = b""
     if persons > 1 and order is None and desk.asks_pin:
         pin = screen.hidden("PIN of the token", passphrase_file, "--passphrase-file").encode()
-    if _carry_out(screen, desk, wanted, signers, order=order, minutes=minutes, passphrase=pin):
+    if carry_out(screen, desk, wanted, signers, order=order, minutes=minutes, passphrase=pin):
         screen.note(f"{threshold} of {len(named)} officers can recover the keys.")
         if persons > 1:
             screen.note(f"From the next start on {persons} officers unseal: valv keys unseal DIR --officer-key …")
@@ -181,8 +181,8 @@ def drill(
     desk = screen.operator.keys(directory)
     signers = officers.read_all(screen, sign, sign_passphrase_file or [])
     words = [shares.unseal(desk.shares(one.name).recovery, one.private) for one in signers]
-    wanted = _order(desk.name, "drill")
-    if _carry_out(screen, desk, wanted, signers, order=None, minutes=minutes, words=words):
+    wanted = new_order(desk.name, "drill")
+    if carry_out(screen, desk, wanted, signers, order=None, minutes=minutes, words=words):
         screen.note("The shares fit: these officers could recover the keys.")
 
 
@@ -219,10 +219,12 @@ def destroy(
         raise InputFault(f"{dataset}{f' version {version}' if version else ''} {what}", "see 'valv dataset show'")
     _show_doomed(screen, doomed)
     if not yes:
-        _typed(screen, dataset)
-    wanted = _order(desk.name, "destroy", key_ids=tuple(one.key_id for one in doomed), reason=" ".join(reason.split()))
+        typed(screen, dataset)
+    wanted = new_order(
+        desk.name, "destroy", key_ids=tuple(one.key_id for one in doomed), reason=" ".join(reason.split())
+    )
     signers = officers.read_all(screen, sign or [], sign_passphrase_file or [])
-    if _carry_out(screen, desk, wanted, signers, order=order, minutes=minutes):
+    if carry_out(screen, desk, wanted, signers, order=order, minutes=minutes):
         screen.note(
             "The key is destroyed. The node now deletes the files and writes a certificate: see the page 'Keys'."
         )
@@ -286,7 +288,7 @@ def recover(
     if found.needs_passphrase:
         question = "Passphrase of the new root key, or PIN of its token"
         passphrase = screen.hidden(question, passphrase_file, "--passphrase-file", twice=True).encode()
-    wanted = _order(found.name, "recover")
+    wanted = new_order(found.name, "recover")
     _told(screen, wanted, found.recover(officers.sign(wanted.encode(), signers), words, passphrase), minutes)
     screen.note(f"The keys are back. Start the node: valv up {directory}")
 
@@ -294,7 +296,7 @@ def recover(
 # --- what the orders share ---
 
 
-def _order(node: str, deed: Any, **more: Any) -> Order:
+def new_order(node: str, deed: Any, **more: Any) -> Order:
     import secrets
 
     from valv.formats.order import Order
@@ -303,9 +305,9 @@ def _order(node: str, deed: Any, **more: Any) -> Order:
     return Order(node=node, ident=secrets.token_hex(16), at=at, deed=deed, **more)
 
 
-def _carry_out(
+def carry_out(
     screen: Local,
-    desk: KeyDesk,
+    desk: KeyDesk | None,
     wanted: Order,
     signers: Sequence[Signer],
     *,
@@ -314,7 +316,8 @@ def _carry_out(
     words: Sequence[str] = (),
     passphrase: bytes = b"",
 ) -> bool:
-    """Have it done at once, or write it down for others to sign. Returns whether it was done."""
+    """Have it done at once at the `desk`, or write it down (`order`) for others to sign. Returns whether it was
+    done."""
     from valv.cli import arriving, officer
 
     text = officer.sign(wanted.encode(), signers)
@@ -328,6 +331,7 @@ def _carry_out(
         return False
     if not signers:
         raise InputFault("nobody signs the order", "let officers sign here (--sign) or elsewhere (--order FILE)")
+    assert desk is not None
     _told(screen, wanted, desk.order(text, list(words), passphrase), minutes)
     return True
 
@@ -353,7 +357,7 @@ def _show_doomed(screen: Local, doomed: Sequence[StoredVersion]) -> None:
     screen.warn("This will be lost for ever: no backup brings it back.")
 
 
-def _typed(screen: Local, name: str) -> None:
+def typed(screen: Local, name: str) -> None:
     """The name, typed once more by somebody who means it."""
     if not screen.interactive:
         raise InputFault("nobody can be asked here", "give --yes where you are sure")

@@ -6,12 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from valv.cli import destruction
 from valv.cli.command import Door, command, group
 from valv.cli.text import moment, plain, size
 from valv.errors import InputFault
 
 app = group("Search the catalogue.")
 dataset = group("A dataset: its page, its history, its assessment.")
+dataset.add_typer(destruction.app)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.", show_default=False)]
 Version = Annotated[int, typer.Option(help="The version; the newest where none is named.", show_default=False)]
 Reason = Annotated[str, typer.Option(help="Why, in one sentence.", show_default=False)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from valv.cli import folder as folders
 from valv.cli.command import Door, Look, command, group
-from valv.cli.folder import Folder, Item
+from valv.cli.folder import Folder
 from valv.cli.text import size
 from valv.errors import Fault, InputFault, Refusal, RefusedFault, Row
 
@@ -48,10 +47,16 @@ def deposit(
     disease: Annotated[list[str] | None, typer.Option(help="A disease, for example MONDO:0005147 (repeat).")] = None,
     data_type: Annotated[list[str] | None, typer.Option(help="A kind of data, for example VCF (repeat).")] = None,
     keyword: Annotated[list[str] | None, typer.Option(help="A word to be found by (repeat).")] = None,
-    checksums: Annotated[
+    manifest: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Checksums as 'sha256sum' writes them; else they are computed first."),
+        typer.Option(
+            "--manifest",
+            "--checksums",
+            metavar="FILE",
+            help="Checksums as 'sha256sum' writes them; each file is compared with its own.",
+        ),
     ] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=16, help="Requests at a time.")] = 4,
     resume: Annotated[
         str,
         typer.Option("--continue", metavar="ID", help="Go on with a deposit that is still open.", show_default=False),
@@ -61,18 +66,20 @@ def deposit(
 ) -> None:
     """Send every file of a folder as a new version of a dataset.
 
-    Each file is encrypted on its way in and its checksum compared; one that is already Crypt4GH for the node's public
-    key is kept as it is. A `participants.tsv` goes along. Symbolic links are not followed. The version becomes visible
-    all at once, when everything was verified.
+    Each file is encrypted on its way in, and its checksum, computed as it is sent, compared; one that is already
+    Crypt4GH for the node's public key is kept as it is. A `participants.tsv` goes along. Symbolic links are not
+    followed. What broke off goes on where it stopped (--continue). The version becomes visible all at once, when
+    everything was verified.
     """
-    known = folders.read_checksums(checksums) if checksums else {}
-    found = folders.walk(directory, checksums)
+    known = folders.read_checksums(manifest) if manifest else {}
+    found = folders.walk(directory, manifest)
     for line in found.skipped:
         door.warn(f"  skipped    {line}")
     if not found.items:
         raise RefusedFault(Refusal("deposit_empty", str(directory)))
-    if checksums:
-        folders.declared(found, known, checksums)
+    if manifest:
+        for name in folders.declared(found, known, manifest):
+            door.warn(f"  not named  {name}: {manifest} has no checksum of it")
     if resume:
         ident = resume
     else:
@@ -91,9 +98,12 @@ def deposit(
             },
         )
     try:
-        _send_all(door, ident, found, known)
+        digests = _send_all(door, ident, found, known, parallel)
+        if manifest:
+            door.note(f"{len(known)} files are those of {manifest}.")
         if not no_submit:
-            door.post("deposits", ident, "submission", body={"expected": [item.name for item in found.items]})
+            names = [item.name for item in found.items]
+            door.post("deposits", ident, "submission", body={"expected": names, "sums": digests})
     except BaseException:
         door.warn(f"The deposit {ident} stays open. Go on with it: valv deposit {directory} --continue {ident}")
         raise
@@ -121,54 +131,38 @@ def _open(door: Door, request: dict[str, Any]) -> str:
     return str(door.post("deposits", body=request)["deposit_id"])
 
 
-def _send_all(door: Door, ident: str, found: Folder, known: dict[str, str]) -> None:
-    there = {file["path"]: file for file in door.get("deposits", ident)["files"] if file["state"] != "arriving"}
-    unknown = Folder([item for item in found.items if item.name not in known], [])
-    with door.progress("computing checksums", unknown.size) as advance:
-        digests = known | {item.name: folders.digest(item, advance) for item in unknown.items}
-    for number, item in enumerate(found.items, 1):
-        if _is_there(there, item, digests[item.name]):
-            door.sent(item.name, item.size, "was there")
-            continue
-        _send(door, ident, item, digests[item.name], f"{number}/{len(found.items)} {item.name}")
-        door.sent(item.name, item.size, "received")
+class Incomplete(Fault):
+    """Some files could not be sent."""
+
+    @property
+    def row(self) -> Row:
+        return Row(422, 65, "Not every file was sent", "mend what is named above, then go on with --continue")
+
+
+def _send_all(door: Door, ident: str, found: Folder, known: dict[str, str], parallel: int) -> dict[str, str]:
+    """SHA-256 (hex) of each file as it was sent, by name. Returns when the node has made files of all of them."""
+    from valv.cli.sending import Sending
+
+    sending = Sending(door, ident, known, parallel)
+    sending.send(found.items)
+    if len(sending.faults) == 1:
+        raise sending.faults[0]
+    if sending.faults:
+        raise Incomplete("; ".join(fault.detail for fault in sending.faults[:5]))
+    waits = False
+    while True:
+        states = {upload["path"]: upload for upload in door.get("deposits", ident, "uploads")}
+        refused = {name: one for name, one in states.items() if one["state"] == "refused" and name in sending.digests}
+        if refused:
+            raise Incomplete("; ".join(f"{name}: {one['reason']}" for name, one in list(refused.items())[:5]))
+        if not any(one["state"] == "whole" for one in states.values()):
+            break
+        if not waits:
+            door.note("Waiting for the node to join what came in pieces …")
+            waits = True
+        time.sleep(PAUSE)
     door.note(f"{len(found.items)} files, {size(found.size)}.")
-
-
-def _is_there(there: dict[str, Any], item: Item, digest: str) -> bool:
-    """Whether the node has this very file. Of one that came encrypted it knows no checksum before it was opened; the
-    name without `.c4gh` is then all there is to go by."""
-    file = there.get(item.name)
-    if file is not None and file["sha256"]:
-        return bool(file["sha256"] == digest)
-    sealed = there.get(item.name.removesuffix(".c4gh"))
-    return sealed is not None and not sealed["sha256"]
-
-
-def _send(door: Door, ident: str, item: Item, digest: str, title: str) -> None:
-    from valv.cli.client import Problem, path
-
-    tries = done = 0
-    try:
-        with door.progress(title, item.size) as advance:
-
-            def content() -> Iterator[bytes]:
-                nonlocal tries, done
-                tries += 1
-                advance(-done)
-                done = 0
-                for piece in folders.pieces(item, advance):
-                    done += len(piece)
-                    yield piece
-
-            door.client.send(path("deposits", ident, "files", *item.name.split("/")), content, item.size, digest)
-    except Fault as fault:
-        # A file that came whole while only the answer was lost: the second sending finds it there.
-        if isinstance(fault, Problem) and fault.problem == "file_known" and tries > 1:
-            return
-        if item.name not in fault.detail:
-            fault.detail = f"{item.name}: {fault.detail}"
-        raise
+    return sending.digests
 
 
 class Unpublished(Fault):
@@ -216,6 +210,19 @@ def show(
         [(f["path"], size(f["size"]), f["state"], f["sha256"] or "–", f["reason"]) for f in view["files"]],
         "no file yet",
     )
+
+
+@command(deposits, "status", action="deposit.see", example="valv deposits status ID")
+def status(door: Door, ident: Ident) -> None:
+    """How far the files of a deposit are: received, verified, archived, or the reason why not."""
+    view = door.get("deposits", ident)
+    if door.answer(view):
+        return
+    states = [file["state"] for file in view["files"]]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no file yet"
+    door.note(f"{view['dataset']}: {view['state']['phase']}; {counts}")
+    rows = [(f["path"], size(f["size"]), f["state"], f["reason"]) for f in view["files"]]
+    door.table(("file", "size", "state", "reason"), rows, "no file yet")
 
 
 @command(deposits, "cancel", action="deposit.cancel", example="valv deposits cancel ID")

@@ -10,7 +10,7 @@ from valv.cli.command import Door, command, group
 from valv.cli.text import moment, plain
 
 app = group("Permits.")
-permit = group("Revoke a permit or give it back.")
+permit = group("Revoke a permit, resume it or give it back.")
 Ident = Annotated[str, typer.Argument(metavar="ID", help="The permit.", show_default=False)]
 
 
@@ -53,6 +53,9 @@ def permits(
     )
     if view["reason"]:
         door.facts([("reason", view["reason"])])
+    for move in view["moves"]:
+        what = f"{move['dataset']}: version {move['after']} in place of {move['before']}, since {moment(move['at'])}"
+        door.facts([("moved", f"{what}: participants withdrew")])
     files = [(f"{d['name']}@{d['version']}", d["class"], d["files"]) for d in view["datasets"]]
     door.table(("dataset", "class", "files"), files)
 
@@ -66,6 +69,17 @@ def revoke(
     """End a permit now: reads, runs and downloads under it end within a second."""
     if not door.answer(door.post("permits", ident, "revocation", body={"reason": reason})):
         door.note(f"The permit {plain(ident)} is revoked.")
+
+
+@command(permit, "resume", action="permit.resume", example="valv permit resume ID --reason 'It still fits.'")
+def resume(
+    door: Door,
+    ident: Ident,
+    reason: Annotated[str, typer.Option(help="Why, in one sentence.", show_default=False)] = "",
+) -> None:
+    """Let a permit be used again that was suspended because participants narrowed their consent (the committee)."""
+    if not door.answer(door.post("permits", ident, "resumption", body={"reason": reason})):
+        door.note(f"The permit {plain(ident)} may be used again.")
 
 
 @command(permit, "surrender", action="permit.give_back", example="valv permit surrender ID")

@@ -14,6 +14,30 @@ from valv.errors import Fault
 Advance = Callable[[int], None]
 
 
+class Bars:
+    """Progress of several files at a time, from several threads. Without a terminal nothing is drawn."""
+
+    def __init__(self, bars: Any, total: Any) -> None:
+        self._bars, self._total = bars, total
+
+    @contextmanager
+    def file(self, title: str, size: int) -> Iterator[Advance]:
+        """A bar for one file, as long as the block lasts; what is done counts in all, too."""
+        if self._bars is None:
+            yield lambda _: None
+            return
+        task = self._bars.add_task(f"  {plain(title)}", total=size)
+
+        def advance(count: int) -> None:
+            self._bars.update(task, advance=count)
+            self._bars.update(self._total, advance=count)
+
+        try:
+            yield advance
+        finally:
+            self._bars.remove_task(task)
+
+
 class Screen:
     """`as_json`: results as JSON and nothing else on standard output; `quiet`: no remarks and no progress.
 
@@ -99,6 +123,21 @@ class Screen:
         with Progress(*columns, Remaining(), console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task(plain(title), total=total)
             yield lambda count: bars.update(task, advance=count)
+
+    @contextmanager
+    def transfers(self, title: str, total: int) -> Iterator[Bars]:
+        """A bar over `total` bytes in all, and one for each file that is on its way."""
+        if self.quiet or not sys.stderr.isatty():
+            yield Bars(None, None)
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+        from rich.progress import TransferSpeedColumn as Speed
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(True), Speed())
+        with Progress(*columns, Remaining(), console=Console(stderr=True), transient=True) as bars:
+            yield Bars(bars, bars.add_task(plain(title), total=total))
 
     def sent(self, path: str, count: int, what: str) -> None:
         """A line for a file that is done with."""

@@ -110,6 +110,24 @@ def options(folders: Folders, descriptors: Descriptors, environment: Mapping[str
     return arguments
 
 
+def alone(seccomp: str, scratch: int) -> list[str]:
+    """Options of bubblewrap for a program that has nothing but its standard streams: no folder of the host but /usr, no
+    network, no other process. `seccomp`: number of the filter's descriptor; `scratch`: bound in bytes of /tmp."""
+    arguments = [
+        *("--unshare-all", "--unshare-user", "--disable-userns", "--uid", str(UID), "--gid", str(UID)),
+        *("--hostname", "run", "--cap-drop", "ALL", "--die-with-parent", "--new-session", "--seccomp", seccomp),
+        *system(),
+        *("--size", "4096", "--tmpfs", "/usr/local", "--remount-ro", "/usr/local"),
+    ]
+    for name in _ETC:
+        arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    arguments += ["--size", str(scratch), "--tmpfs", "/tmp", "--chdir", "/tmp", "--clearenv"]  # noqa: S108 - its own
+    for variable in ("PATH", "TMPDIR", "LANG"):
+        arguments += ["--setenv", variable, _ENVIRONMENT[variable]]
+    return arguments
+
+
 def system() -> list[str]:
     """Bubblewrap options for the host's /usr, read-only, and the names at the root that lead into it."""
     arguments = ["--ro-bind", "/usr", "/usr"]

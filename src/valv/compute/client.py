@@ -13,8 +13,9 @@ import msgspec
 
 from valv.compute import wire
 from valv.compute.lease import peer_uid
+from valv.compute.rewriting import Work
 from valv.errors import ComputeFault, UnreachableFault
-from valv.ports.compute import MountedFile, RunSpec, RunStatus
+from valv.ports.compute import Job, MountedFile, RunSpec, RunStatus
 
 _HINT: Final = "start the node with 'valv up', or look at the log of its launcher"
 SECONDS: Final = 30.0
@@ -84,8 +85,33 @@ class LauncherClient:
             yield connection
 
     @contextmanager
+    def join(
+        self, token: str, grant_id: str, parts: Sequence[MountedFile], body: str, public_key: bytes
+    ) -> Iterator[socket.socket]:
+        """Where the answer arrives, as a frame (`stream`). Leaving the context before it came ends the work."""
+        request = wire.Join(token, grant_id, public_key, body)
+        wire.check_join(request)
+        with self._on_files(request, tuple(parts)) as connection:
+            yield connection
+
+    @contextmanager
+    def rewrite(
+        self, token: str, grant_id: str, file: MountedFile, job: Job, *, public_key: bytes, body: str
+    ) -> Iterator[socket.socket]:
+        """Where the answer arrives, as a frame (`stream`). Leaving the context before it came ends the work."""
+        request = wire.Rewrite(token, grant_id, public_key, body)
+        wire.check_rewrite(request)
+        with self._described(request, wire.memory_file("work", msgspec.json.encode(Work(file, job)))) as connection:
+            yield connection
+
+    @contextmanager
     def _on_files(self, request: wire.Request, files: tuple[MountedFile, ...]) -> Iterator[socket.socket]:
-        description = wire.files_descriptor(files)
+        with self._described(request, wire.files_descriptor(files)) as connection:
+            yield connection
+
+    @contextmanager
+    def _described(self, request: wire.Request, description: int) -> Iterator[socket.socket]:
+        """`description` is closed."""
         ours, theirs = socket.socketpair()
         with closing(ours):
             try:

@@ -21,10 +21,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-from valv.compute import wire
+from valv.compute import leftover, wire
 from valv.compute.cgroup import Groups
 from valv.compute.lease import peer_uid
 from valv.compute.process import Child
+from valv.compute.rewriter import LIMITS, Pipes, Rewriter
 from valv.compute.run import Ground, MountCommand, Run, Slot
 from valv.errors import ComputeFault, Fault, InputFault, InternalFault, MissingFault
 from valv.ports.compute import Limits, RunStatus
@@ -58,6 +59,21 @@ class RekeyCommand(Protocol):
     def __call__(self, uid: int, *, file: int, out: int, grant_id: str, public_key: bytes, body: str) -> list[str]: ...
 
 
+class JoinCommand(Protocol):
+    """The command line of the confined process that makes one body of a file's pieces; as `RekeyCommand`."""
+
+    def __call__(self, uid: int, *, file: int, out: int, grant_id: str, public_key: bytes, body: str) -> list[str]: ...
+
+
+class RewriteCommand(Protocol):
+    """The command line of the confined process between a stored file and its rewriter; as `RekeyCommand`, and `into`,
+    `back` are the pipes to and from the sandbox."""
+
+    def __call__(
+        self, uid: int, *, file: int, out: int, into: int, back: int, grant_id: str, public_key: bytes, body: str
+    ) -> list[str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`folder`: where the runs' folders are; `slots`, `readers`: users of runs and readers; `most`: upper bounds of any
@@ -76,6 +92,8 @@ class Settings:
     collect_command: CollectCommand
     read_command: ReadCommand
     rekey_command: RekeyCommand
+    join_command: JoinCommand
+    rewrite_command: RewriteCommand
 
 
 @dataclass(slots=True)
@@ -88,6 +106,15 @@ class _Caller:
 
 
 @dataclass(slots=True)
+class _Beside:
+    """The sandbox of a helper that rewrites, with its user and the time at which it has to be over."""
+
+    rewriter: Rewriter
+    uid: int
+    until: float
+
+
+@dataclass(slots=True)
 class _Helper:
     """A process that collects, reads or rekeys. `run_id`: whose outbox, empty for the user of a reader. `asker`: a
     descriptor of our own that tells when whoever asked is gone; -1 where the process itself finds out, as it writes all
@@ -97,6 +124,7 @@ class _Helper:
     run_id: str
     uid: int
     asker: int = -1
+    beside: _Beside | None = None
 
 
 class Launcher:
@@ -142,7 +170,8 @@ class Launcher:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._callers or self._tokens) or any(run.active for run in self._runs.values())
+        bounded = any(helper.beside is not None for helper in self._helpers.values())
+        return bounded or bool(self._callers or self._tokens) or any(run.active for run in self._runs.values())
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -150,6 +179,8 @@ class Launcher:
             self._call(run.tick)
         for caller in [caller for caller in self._callers.values() if now > caller.until]:
             self._hang_up(caller)
+        for helper in [one for one in self._helpers.values() if one.beside is not None and now > one.beside.until]:
+            self._end_beside(helper)
         self._tokens = {token: (uid, until) for token, (uid, until) in self._tokens.items() if until > now}
 
     def _end(self) -> None:
@@ -179,11 +210,13 @@ class Launcher:
             self._selector.unregister(descriptor)
 
     def _recover(self) -> None:
-        """What an earlier launcher left: its processes died with it, its runs are lost."""
+        """What an earlier launcher left: its processes died with it or die now, its runs are lost."""
         if self._settings.groups is not None:
             self._settings.groups.sweep()
         for folder in self._settings.folder.iterdir():
             if wire.NAME.fullmatch(folder.name):
+                if leftover.end(folder):
+                    log.warning("run %s outlived its launcher and was ended", folder.name)
                 run = Run(folder.name, None, self._ground)
                 run.lose()
                 self._runs[folder.name] = run
@@ -291,6 +324,12 @@ class Launcher:
             case wire.Rekey():
                 file, out = _only(descriptors, 2)
                 self._rekey(request, file, out)
+            case wire.Join():
+                file, out = _only(descriptors, 2)
+                self._join(request, file, out)
+            case wire.Rewrite():
+                file, out = _only(descriptors, 2)
+                self._rewrite(request, file, out)
         return None
 
     # --- runs ---
@@ -351,13 +390,17 @@ class Launcher:
     # --- readers ---
 
     def _reserve_reader(self) -> tuple[str, int]:
-        taken = [uid for uid, _ in self._tokens.values()] + [h.uid for h in self._helpers.values() if not h.run_id]
-        free = [uid for uid in self._settings.readers if taken.count(uid) < self._settings.readers.count(uid)]
+        free = self._free_readers()
         if not free:
             raise ComputeFault("too many files are being read at once", "try again in a minute")
         token = secrets.token_urlsafe(16)
         self._tokens[token] = (free[0], time.monotonic() + _TOKEN)
         return token, free[0]
+
+    def _free_readers(self) -> list[int]:
+        taken = [uid for uid, _ in self._tokens.values()] + [h.uid for h in self._helpers.values() if not h.run_id]
+        taken += [helper.beside.uid for helper in self._helpers.values() if helper.beside is not None]
+        return [uid for uid in self._settings.readers if taken.count(uid) < self._settings.readers.count(uid)]
 
     def _read(self, request: wire.Read, file: int, out: int) -> None:
         wire.check_name(request.grant_id)
@@ -376,15 +419,71 @@ class Launcher:
             public_key=request.public_key,
             body=",".join(request.bodies),
         )
+        self._start_rewriter(command, file, out, uid)
+
+    def _join(self, request: wire.Join, file: int, out: int) -> None:
+        wire.check_join(request)
+        uid = self._redeem(request.token)
+        command = self._settings.join_command(
+            uid, file=file, out=out, grant_id=request.grant_id, public_key=request.public_key, body=request.body
+        )
+        self._start_rewriter(command, file, out, uid)
+
+    def _rewrite(self, request: wire.Rewrite, file: int, out: int) -> None:
+        wire.check_rewrite(request)
+        uid = self._redeem(request.token)
+        # The user of the sandbox is another one: it can do nothing to the process that holds the key.
+        alone = next((free for free in self._free_readers() if free != uid), uid)
+        if alone == uid and self._settings.root:
+            raise ComputeFault("too many files are being read at once", "try again in a minute")
+        most = self._settings.most
+        limits = Limits(
+            seconds=min(LIMITS.seconds, most.seconds),
+            memory=min(LIMITS.memory, most.memory),
+            processes=min(LIMITS.processes, most.processes),
+            scratch=min(LIMITS.scratch, most.scratch),
+        )
+        pipes = [*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
+        theirs, into, back, ours = pipes
+        try:
+            command = self._settings.rewrite_command(
+                uid,
+                file=file,
+                out=out,
+                into=into,
+                back=back,
+                grant_id=request.grant_id,
+                public_key=request.public_key,
+                body=request.body,
+            )
+            rewriter = Rewriter(
+                Pipes(theirs, ours),
+                uid=alone if self._settings.root else None,
+                seccomp=self._settings.seccomp,
+                groups=self._settings.groups,
+                limits=limits,
+            )
+            try:
+                helper = self._start_rewriter(command, file, out, uid, (into, back))
+            except BaseException:
+                rewriter.end()
+                raise
+            helper.beside = _Beside(rewriter, alone, time.monotonic() + limits.seconds)
+        finally:
+            for descriptor in pipes:
+                os.close(descriptor)
+
+    def _start_rewriter(self, command: list[str], file: int, out: int, uid: int, more: tuple[int, ...] = ()) -> _Helper:
         # It may say nothing for hours, when a file is large: we notice for it that nobody waits any more.
         asker = os.dup(out)
         try:
-            helper = self._start_helper(command, (file, out), "", uid)
+            helper = self._start_helper(command, (file, out, *more), "", uid)
         except Fault:
             os.close(asker)
             raise
         helper.asker = asker
         self._watch(asker, lambda: self._end_helper(helper))
+        return helper
 
     def _redeem(self, token: str) -> int:
         """The user id that was promised with the token."""
@@ -410,6 +509,12 @@ class Launcher:
         helper.child.kill()
         helper.child.wait(_PATIENCE)
         helper.child.close()
+        self._end_beside(helper)
+
+    def _end_beside(self, helper: _Helper) -> None:
+        if helper.beside is not None:
+            helper.beside.rewriter.end()
+            helper.beside = None
 
 
 def _only(descriptors: list[int], count: int) -> list[int]:

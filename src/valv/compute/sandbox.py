@@ -14,7 +14,18 @@ from valv.errors import Fault, FormatFault, IntegrityFault
 from valv.formats.crypt4gh import CIPHER_SEGMENT, cipher_size, header_length, segments
 from valv.formats.hashtree import HASH
 from valv.formats.seal import sidecar
-from valv.ports.compute import DAMAGE, MountedFile, Output, Rekeyed, RunSpec, RunStatus, Skipped
+from valv.ports.compute import (
+    DAMAGE,
+    Job,
+    Joined,
+    MountedFile,
+    Output,
+    Rekeyed,
+    Rewritten,
+    RunSpec,
+    RunStatus,
+    Skipped,
+)
 from valv.ports.storage import Storage
 from valv.vault.sealing import BATCH, SealingWriter
 
@@ -103,6 +114,65 @@ class SandboxReader:
         if next(asked, None) is not None:
             raise FormatFault("the rekeying process ended without an answer for each file")
 
+    def join(self, token: str, grant_id: str, parts: Sequence[MountedFile], body: str, public_key: bytes) -> Joined:
+        """Waits as long as the process lives. After `UnreachableFault` for a cut stream it is dead."""
+        with self._client.join(token, grant_id, parts, body, public_key) as connection:
+            answers = list(stream.frames(connection, patience=None))
+        if len(answers) != 1 or answers[0][0] != b"R":
+            raise FormatFault("the joining process sent something that is no answer")
+        try:
+            return _joined(msgspec.msgpack.decode(answers[0][1], type=Joined), parts)
+        except msgspec.DecodeError:
+            raise FormatFault("the joining process sent something that is no answer") from None
+
+    def rewrite(
+        self, token: str, grant_id: str, file: MountedFile, job: Job, *, public_key: bytes, body: str
+    ) -> Rewritten:
+        """Waits as long as the process lives. After `UnreachableFault` for a cut stream it is dead."""
+        with self._client.rewrite(token, grant_id, file, job, public_key=public_key, body=body) as connection:
+            answers = list(stream.frames(connection, patience=None))
+        if len(answers) != 1:
+            raise FormatFault("the rewriting process sent something that is no answer")
+        kind, payload = answers[0]
+        try:
+            if kind == b"R":
+                return _rewritten(msgspec.msgpack.decode(payload, type=Rewritten))
+            fault = msgspec.msgpack.decode(payload, type=wire.Failure).exception() if kind == b"N" else None
+        except msgspec.DecodeError:
+            fault = None
+        raise fault or FormatFault("the rewriting process sent something that is no answer")
+
+
+def _rewritten(made: Rewritten) -> Rewritten:
+    """What the process tells of the body, if it can be so."""
+    if made.outcome != "rewritten":
+        return made
+    sizes, roots = (made.cipher_size, made.segments), (len(made.seal_root), len(made.tree_root), len(made.sha256))
+    if sizes != (cipher_size(made.size), segments(made.size)) or roots != (HASH, HASH, HASH):
+        raise FormatFault("the rewriting process told of a body that cannot be")
+    if header_length(made.header) != len(made.header):
+        raise FormatFault("the rewriting process told no whole header")
+    return made
+
+
+def _joined(made: Joined, parts: Sequence[MountedFile]) -> Joined:
+    """What the process tells of the body, if it can be so."""
+    _check(made)
+    came = sum(part.size for part in parts)
+    held = len(made.header) + made.cipher_size if made.sealed else made.size
+    if held != came or len(made.sha256) != HASH:
+        raise FormatFault("the joining process told of another body than the one asked for")
+    return made
+
+
+def _check(made: Rekeyed | Joined) -> None:
+    if (len(made.seal_root), len(made.tree_root)) != (HASH, HASH):
+        raise FormatFault("a process told of a body without its roots")
+    if isinstance(made, Joined) and (made.cipher_size, made.segments) != (cipher_size(made.size), segments(made.size)):
+        raise FormatFault("the joining process told of sizes that cannot be")
+    if header_length(made.header) != len(made.header):
+        raise FormatFault("a process told no whole header")
+
 
 def _answer(kind: bytes, payload: bytes, file: MountedFile) -> Rekeyed | Fault:
     """What the process tells of this file, if it can be so."""
@@ -118,11 +188,9 @@ def _answer(kind: bytes, payload: bytes, file: MountedFile) -> Rekeyed | Fault:
 
 
 def _rekeyed(made: Rekeyed, file: MountedFile) -> Rekeyed:
-    sizes, roots = (made.cipher_size, made.segments), (len(made.seal_root), len(made.tree_root))
-    if sizes != (cipher_size(file.size), segments(file.size)) or roots != (HASH, HASH):
+    if (made.cipher_size, made.segments) != (cipher_size(file.size), segments(file.size)):
         raise FormatFault("the rekeying process told of another body than the one asked for")
-    if header_length(made.header) != len(made.header):
-        raise FormatFault("the rekeying process told no whole header")
+    _check(made)
     return made
 
 

@@ -6,7 +6,7 @@ Frame: kind (one byte), length of the payload (u32, big-endian), payload.
     D  bytes: of the encrypted body, or plain ones where a file is read
     E  the output ended; payload: `Ended`, MessagePack
     S  an entry was not taken; payload: `Skipped`, MessagePack
-    R  a body was encrypted anew; payload: `Rekeyed`, MessagePack
+    R  a body was encrypted anew, or joined; payload: `Rekeyed` or `Joined`, MessagePack
     N  a body cannot be encrypted anew; payload: `Failure`, MessagePack; the next one follows
     Z  all was said: the last frame; payload: `Failure` or nil, MessagePack
 

@@ -96,7 +96,26 @@ class Rekey(msgspec.Struct, frozen=True, tag="rekey"):
     bodies: tuple[str, ...]
 
 
-Request = Reserve | Start | Status | Stop | Collect | Discard | Runs | ReserveReader | Read | Rekey
+class Join(msgspec.Struct, frozen=True, tag="join"):
+    """As `Rekey`, for the pieces of one file, in order, and one new body."""
+
+    token: str
+    grant_id: str
+    public_key: bytes
+    body: str
+
+
+class Rewrite(msgspec.Struct, frozen=True, tag="rewrite"):
+    """As `Join`, for one file and what a sandbox is to do with it. Who and what is in the description alone: a request
+    is not hidden from whoever traces the launcher."""
+
+    token: str
+    grant_id: str
+    public_key: bytes
+    body: str
+
+
+Request = Reserve | Start | Status | Stop | Collect | Discard | Runs | ReserveReader | Read | Rekey | Join | Rewrite
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -165,6 +184,16 @@ def check_rekey(request: Rekey) -> None:
         raise InputFault(f"1 to {MOST_REKEYED} files are encrypted anew in one go, each under a name of its own")
     if not all(_BODY.fullmatch(body) for body in request.bodies):
         raise InputFault("a body's name has 1 to 64 letters a-z, digits, '_' or '-', and begins with none of these two")
+
+
+def check_join(request: Join) -> None:
+    """As `check_rekey`."""
+    check_rekey(Rekey(request.token, request.grant_id, request.public_key, (request.body,)))
+
+
+def check_rewrite(request: Rewrite) -> None:
+    """As `check_rekey`."""
+    check_rekey(Rekey(request.token, request.grant_id, request.public_key, (request.body,)))
 
 
 def files_descriptor(files: tuple[MountedFile, ...]) -> int:

@@ -52,14 +52,16 @@ class Resource(msgspec.Struct, frozen=True):
 
 class Context(msgspec.Struct, frozen=True):
     """The request. `country`: from which the data would be looked at (ISO 3166; "" is unknown, which counts as abroad
-    for identifiable data); `mode`: asked for; `outside`: data would be sealed to a key from outside; `ethics`: the
-    applicant declares an ethics approval; `second_factor`: one came with this very request."""
+    for identifiable data); where data are put, `country` and `unit` of the store; `mode`: asked for; `outside`: data
+    would be sealed to a key from outside; `ethics`: the applicant declares an ethics approval; `second_factor`: one
+    came with this very request."""
 
     country: str = ""
     mode: Mode | Literal[""] = ""
     outside: bool = False
     ethics: bool = False
     second_factor: bool = False
+    unit: str = ""
 
 
 class _Forbid(msgspec.Struct, frozen=True):
@@ -140,6 +142,7 @@ def _request(
         "resource": {"type": resource.kind, "id": resource.id},
         "context": {
             "country": context.country,
+            "unit": context.unit,
             "mode": context.mode,
             "outside": context.outside,
             "ethics": context.ethics,

@@ -8,7 +8,7 @@ What the applicant did not declare counts as not so. Every rule has its cases in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Final, Literal, TypeAlias
 
@@ -81,6 +81,27 @@ def match(
         pick = min if code in _ALTERNATIVES else max
         verdicts.append(pick((finding.verdict for finding in group), key=_rank))
     return Match(max(verdicts, key=_rank), tuple(findings))
+
+
+def match_all(consents: Sequence[tuple[duo.Statement, ...]], purpose: Purpose, *, starts: date, days: int) -> Match:
+    """Hold a purpose against the consents of several groups of donors: it must fit each of them. What several say the
+    same is said once."""
+    matches = [match(one, purpose, starts=starts, days=days) for one in consents]
+    verdicts: list[Verdict] = [found.verdict for found in matches] or ["refused"]
+    findings = dict.fromkeys(finding for found in matches for finding in found.findings)
+    return Match(max(verdicts, key=_rank), tuple(findings))
+
+
+def fits_less(before: Match, after: Match) -> bool:
+    """Whether a use that was granted with the match `before` needs a new decision with the match `after`: a finding
+    that nobody has decided on speaks against it."""
+    known = {(finding.statement, finding.verdict) for finding in before.findings}
+    open_ = [
+        finding
+        for finding in after.findings
+        if finding.verdict != "permitted" and (finding.statement, finding.verdict) not in known
+    ]
+    return after.verdict != "permitted" and (bool(open_) or _rank(after.verdict) > _rank(before.verdict))
 
 
 _RANK: Final[dict[Verdict, int]] = {"permitted": 0, "human": 1, "refused": 2}

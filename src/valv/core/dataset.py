@@ -6,6 +6,7 @@ until then, and whenever it is narrowed, the version counts as identifiable.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal, TypeAlias, assert_never
 
 import msgspec
@@ -18,10 +19,21 @@ KIND = "dataset"
 Phase: TypeAlias = Literal["registered", "live", "closed"]
 
 
+class Narrower(msgspec.Struct, frozen=True, kw_only=True):
+    """The consent of some participants became narrower than the version's. `consent`: DUO terms; `people`: id of the
+    text that names them, `count`: how many they are."""
+
+    consent: tuple[str, ...]
+    people: str
+    count: int
+
+
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     """`findings`: number of suspicious places the identifier scan found, None before the scan; `confirmed`: the
     assessment, None before it; `destroyed`: its key is gone, and nothing opens its files any more; `certificate`: id of
-    the text that says that all copies are gone."""
+    the text that says that all copies are gone. `closed`: since when no run and no download may begin, None where they
+    may; `runs_end`: those that had begun end too; `successor`: number of the version that took its place, 0 for none;
+    `narrower`: what some of its participants consent to by now."""
 
     number: int
     deposit_id: str
@@ -36,6 +48,15 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     confirmed: bool | None = None
     destroyed: bool = False
     certificate: str = ""
+    closed: datetime | None = None
+    runs_end: bool = True
+    successor: int = 0
+    narrower: tuple[Narrower, ...] = ()
+
+    @property
+    def consents(self) -> tuple[tuple[str, ...], ...]:
+        """Every consent that a use must fit: the version's, and those of participants who narrowed theirs."""
+        return (self.consent, *dict.fromkeys(found.consent for found in self.narrower))
 
     @property
     def effective(self) -> DataClass:
@@ -62,6 +83,13 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     def version(self, number: int) -> Version | None:
         return next((version for version in self.versions if version.number == number), None)
 
+    def living(self, number: int) -> Version | None:
+        """The version, or the one that took its place."""
+        found = self.version(number)
+        while found is not None and found.successor:
+            found = self.version(found.successor)
+        return found
+
 
 # --- commands ---
 class Register(Command, frozen=True, kw_only=True):
@@ -73,6 +101,9 @@ class Register(Command, frozen=True, kw_only=True):
 
 
 class AddVersion(Command, frozen=True, kw_only=True):
+    """`replaces`: the version whose place it takes, 0 for none; it then brings along what is known of that one:
+    `findings`, `confirmed`, `narrower`."""
+
     deposit_id: str
     key_id: str
     claimed: DataClass
@@ -81,6 +112,10 @@ class AddVersion(Command, frozen=True, kw_only=True):
     size: int
     manifest: str
     participants: int
+    replaces: int = 0
+    findings: int | None = None
+    confirmed: bool | None = None
+    narrower: tuple[Narrower, ...] = ()
 
 
 class RecordScan(Command, frozen=True, kw_only=True):
@@ -110,6 +145,28 @@ class Close(Command, frozen=True, kw_only=True):
     reason: str
 
 
+class CloseVersion(Command, frozen=True, kw_only=True):
+    """No run and no download of this version may begin, because of a withdrawal. `runs_end`: those that had begun end
+    too."""
+
+    version: int
+    withdrawal_id: str
+    runs_end: bool
+
+
+class OpenVersion(Command, frozen=True, kw_only=True):
+    """The withdrawal found nobody in this version: it may be used again."""
+
+    version: int
+
+
+class NarrowConsent(Command, frozen=True, kw_only=True):
+    """Some participants narrowed their consent."""
+
+    version: int
+    narrower: Narrower
+
+
 class RecordDestruction(Command, frozen=True, kw_only=True):
     """The key holder has destroyed the version's key, as two officers ordered. `generation`: of the root key that was
     made then."""
@@ -119,13 +176,27 @@ class RecordDestruction(Command, frozen=True, kw_only=True):
 
 
 class Certify(Command, frozen=True, kw_only=True):
-    """Nothing of the version is left in the store, nor of its key in the key backup. `certificate`: id of a text."""
+    """Nothing of the version is left in any store, nor of its key in the key backup. `certificate`: id of a text;
+    `digest`: its SHA-256, hex."""
 
     version: int
     certificate: str
+    digest: str = ""
 
 
-Commands: TypeAlias = Register | AddVersion | RecordScan | Assess | Narrow | Close | RecordDestruction | Certify
+Commands: TypeAlias = (
+    Register
+    | AddVersion
+    | RecordScan
+    | Assess
+    | Narrow
+    | Close
+    | CloseVersion
+    | OpenVersion
+    | NarrowConsent
+    | RecordDestruction
+    | Certify
+)
 
 
 # --- events ---
@@ -148,6 +219,10 @@ class VersionAdded(Event, frozen=True, kw_only=True, tag="dataset.version_added"
     size: int
     manifest: str
     participants: int
+    replaces: int = 0
+    findings: int | None = None
+    confirmed: bool | None = None
+    narrower: tuple[Narrower, ...] = ()
 
 
 class Scanned(Event, frozen=True, kw_only=True, tag="dataset.scanned"):
@@ -172,6 +247,22 @@ class Closed(Event, frozen=True, kw_only=True, tag="dataset.closed"):
     reason: str
 
 
+class VersionClosed(Event, frozen=True, kw_only=True, tag="dataset.version_closed"):
+    version: int
+    withdrawal_id: str
+    runs_end: bool
+    at: datetime
+
+
+class VersionOpened(Event, frozen=True, kw_only=True, tag="dataset.version_opened"):
+    version: int
+
+
+class ConsentNarrowed(Event, frozen=True, kw_only=True, tag="dataset.consent_narrowed"):
+    version: int
+    narrower: Narrower
+
+
 class KeyDestroyed(Event, frozen=True, kw_only=True, tag="dataset.key_destroyed"):
     """From now on nobody reads the version, nor any copy of its files."""
 
@@ -180,12 +271,25 @@ class KeyDestroyed(Event, frozen=True, kw_only=True, tag="dataset.key_destroyed"
 
 
 class DestructionCertified(Event, frozen=True, kw_only=True, tag="dataset.destruction_certified"):
+    """By the digest the ledger's signature counts for the certificate too."""
+
     version: int
     certificate: str
+    digest: str = ""
 
 
 Events: TypeAlias = (
-    Registered | VersionAdded | Scanned | Assessed | Narrowed | Closed | KeyDestroyed | DestructionCertified
+    Registered
+    | VersionAdded
+    | Scanned
+    | Assessed
+    | Narrowed
+    | Closed
+    | VersionClosed
+    | VersionOpened
+    | ConsentNarrowed
+    | KeyDestroyed
+    | DestructionCertified
 )
 
 
@@ -201,9 +305,9 @@ TABLE: Table = {
     "new": {"custodian": frozenset({Register})},
     "registered": {NODE: frozenset({AddVersion}), "custodian": frozenset({Close})},
     "live": {
-        NODE: frozenset({AddVersion, RecordScan, RecordDestruction, Certify}),
+        NODE: frozenset({AddVersion, RecordScan, OpenVersion, RecordDestruction, Certify}),
         "assessor": frozenset({Assess, Narrow}),
-        "custodian": frozenset({Narrow, Close}),
+        "custodian": frozenset({Narrow, Close, CloseVersion, NarrowConsent}),
     },
     "closed": {NODE: frozenset({RecordDestruction, Certify})},
 }
@@ -244,6 +348,8 @@ def decide(state: Dataset | None, command: Commands, facts: Facts) -> list[Event
             number = len(state.versions) + 1 if state else 1
             if state and any(version.deposit_id == command.deposit_id for version in state.versions):
                 return Refusal("already_published", "this deposit is a version already")
+            if command.replaces and (state is None or not _replaceable(state, command.replaces)):
+                return Refusal("no_version", f"version {command.replaces} is not one to be replaced")
             return [
                 VersionAdded(
                     number=number,
@@ -255,6 +361,10 @@ def decide(state: Dataset | None, command: Commands, facts: Facts) -> list[Event
                     size=command.size,
                     manifest=command.manifest,
                     participants=command.participants,
+                    replaces=command.replaces,
+                    findings=command.findings,
+                    confirmed=command.confirmed,
+                    narrower=command.narrower,
                 )
             ]
         case RecordScan():
@@ -270,6 +380,20 @@ def decide(state: Dataset | None, command: Commands, facts: Facts) -> list[Event
             return [Narrowed(version=command.version, reason=command.reason)]
         case Close():
             return [Closed(reason=command.reason)]
+        case CloseVersion():
+            return _close_version(state, command)
+        case OpenVersion():
+            version = _living(state, command.version)
+            if isinstance(version, Refusal):
+                return version
+            return [VersionOpened(version=command.version)] if version.closed and not version.successor else []
+        case NarrowConsent():
+            version = _living(state, command.version)
+            if isinstance(version, Refusal):
+                return version
+            if version.successor:
+                return Refusal("version_replaced", f"version {version.successor} took its place")
+            return [ConsentNarrowed(version=command.version, narrower=command.narrower)]
         case RecordDestruction():
             version = _living(state, command.version)
             if isinstance(version, Refusal):
@@ -289,6 +413,24 @@ def _living(state: Dataset | None, number: int) -> Version | Refusal:
     return Refusal("version_destroyed", f"version {number}") if version.destroyed else version
 
 
+def _replaceable(state: Dataset, number: int) -> bool:
+    version = state.version(number)
+    return version is not None and version.closed is not None and not version.successor
+
+
+def _close_version(state: Dataset | None, command: CloseVersion) -> list[Events] | Refusal:
+    version = _living(state, command.version)
+    if isinstance(version, Refusal):
+        return version
+    if version.successor:
+        return Refusal("version_replaced", f"version {version.successor} took its place")
+    return [
+        VersionClosed(
+            version=command.version, withdrawal_id=command.withdrawal_id, runs_end=command.runs_end, at=command.at
+        )
+    ]
+
+
 def _certify(state: Dataset | None, command: Certify) -> list[Events] | Refusal:
     version = state.version(command.version) if state else None
     if version is None:
@@ -297,7 +439,7 @@ def _certify(state: Dataset | None, command: Certify) -> list[Events] | Refusal:
         return Refusal("not_yet", f"version {command.version} was not destroyed")
     if version.certificate:
         return []
-    return [DestructionCertified(version=command.version, certificate=command.certificate)]
+    return [DestructionCertified(version=command.version, certificate=command.certificate, digest=command.digest)]
 
 
 def _scan(state: Dataset | None, command: RecordScan) -> list[Events] | Refusal:
@@ -352,8 +494,12 @@ def evolve(state: Dataset | None, event: Events) -> Dataset:
                 size=event.size,
                 manifest=event.manifest,
                 participants=event.participants,
+                findings=event.findings,
+                confirmed=event.confirmed,
+                narrower=event.narrower,
             )
-            return msgspec.structs.replace(state, phase="live", versions=(*state.versions, version))
+            before = _changed(state, event.replaces, successor=event.number)
+            return msgspec.structs.replace(before, phase="live", versions=(*before.versions, version))
         case Scanned():
             return _changed(state, event.version, findings=event.findings)
         case Assessed():
@@ -362,6 +508,17 @@ def evolve(state: Dataset | None, event: Events) -> Dataset:
             return _changed(state, event.version, claimed="identifiable", confirmed=False)
         case Closed():
             return msgspec.structs.replace(state, phase="closed")
+        case VersionClosed():
+            # The earliest moment counts: who was let go on then may do so now only if this withdrawal says so too.
+            found = state.version(event.version)
+            since = found.closed if found and found.closed else event.at
+            ends = event.runs_end or bool(found and found.closed and found.runs_end)
+            return _changed(state, event.version, closed=since, runs_end=ends)
+        case VersionOpened():
+            return _changed(state, event.version, closed=None, runs_end=True)
+        case ConsentNarrowed():
+            found = state.version(event.version)
+            return _changed(state, event.version, narrower=(*(found.narrower if found else ()), event.narrower))
         case KeyDestroyed():
             return _changed(state, event.version, destroyed=True)
         case DestructionCertified():

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from valv.db.dump import Dumping
 from valv.db.engine import fault_of, open_engine, read_password, read_url
 from valv.db.journal import Journal
+from valv.db.placing import Placing
 from valv.db.rows import Rows
 from valv.db.schema import SCHEMA
 from valv.db.verify import verify_journal
@@ -17,7 +19,7 @@ from valv.errors import ConfigFault, InternalFault
 from valv.formats.ledger import Report
 
 
-class Transaction(Journal, Rows):
+class Transaction(Journal, Rows, Placing, Dumping):
     """One transaction: the `Unit` of `valv.ports.records`."""
 
 

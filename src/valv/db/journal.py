@@ -16,7 +16,7 @@ from valv.db.schema import checkpoint, command, head, journal, link, merkle, sna
 from valv.db.statements import Statements
 from valv.errors import ConflictFault, InputFault, IntegrityFault
 from valv.formats.ledger import canonical_data, encode_leaf
-from valv.formats.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash
+from valv.formats.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash, root_at
 from valv.ports.records import Change, Head, Recorded, RepeatedCommand, Snapshot
 
 _HEAD: Final = sa.select(head.c.size, head.c.frontier, head.c.root).where(head.c.id == 1)
@@ -198,6 +198,10 @@ class Journal(Statements):
     def inclusion(self, position: int, size: int) -> list[bytes]:
         self._check_size(size)
         return inclusion_proof(position, size, self._node)
+
+    def root(self, size: int) -> bytes:
+        self._check_size(size)
+        return root_at(size, self._node)
 
     def consistency(self, old: int, new: int) -> list[bytes]:
         self._check_size(new)

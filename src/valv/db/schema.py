@@ -303,6 +303,87 @@ copy = sa.Table(
     _column("fault", TEXT, default=""),
     sa.Index(None, "store", "state", "checked"),
 )
+# bodies whose copies are to be looked at, and changed where they are not as the rule of their dataset wants them.
+# `source`: the table that `file` is in; `due`: not before then; `fault`: why the rule is not satisfied yet
+placing = sa.Table(
+    "placing",
+    metadata,
+    _key("body"),
+    _column("source", TEXT),
+    _column("file", TEXT),
+    _column("dataset", TEXT, default="", index=True),
+    _column("due", TIME, index=True),
+    _column("tries", INT, default=0),
+    _column("fault", TEXT, default=""),
+)
+
+# files that come in pieces. `state`: open (bytes are missing), whole (to be joined), done (it is a file now), refused
+# (`reason` says why); `body`: name that its pieces are just being joined under; `metadata`: as the sender wrote it
+upload = sa.Table(
+    "upload",
+    metadata,
+    _key("id"),
+    _column("deposit", TEXT),
+    _column("path", TEXT),
+    _column("folded", TEXT),
+    _column("length", INT),
+    _column("offset", INT),
+    _column("sha256", BLOB, nullable=True),
+    _column("metadata", TEXT),
+    _column("state", TEXT),
+    _column("reason", TEXT, default=""),
+    _column("body", TEXT, default=""),
+    _column("created", TIME),
+    _column("expires", TIME),
+    sa.UniqueConstraint("deposit", "folded"),
+    sa.Index(None, "state", "created"),
+)
+# its pieces, each encrypted by itself. `state`: coming (being written), whole, going (being deleted); `seen`: when its
+# sender last lived
+upload_part = sa.Table(
+    "upload_part",
+    metadata,
+    _key("body"),
+    _column("upload", TEXT, index=True),
+    _column("number", INT),
+    _column("state", TEXT),
+    _column("size", INT, default=0),
+    _column("header", BLOB, default=b""),
+    _column("seal_root", BLOB, default=b""),
+    _column("tree_root", BLOB, default=b""),
+    _column("seen", TIME),
+    sa.Index(None, "state"),
+)
+
+# what a withdrawal does with each file of the old version. `work`: take, look, rewrite, index, drop; `state`: todo,
+# asking (the custodian), done; `made`: id of the row of the successor's file, '' for none; `body`: the new body that is
+# being written; `base`: of an index, the file that it is of; `why`: code of why the custodian is asked
+withdrawal_file = sa.Table(
+    "withdrawal_file",
+    metadata,
+    _key("withdrawal"),
+    _key("file"),
+    _column("work", TEXT),
+    _column("state", TEXT),
+    _column("made", TEXT, default=""),
+    _column("body", TEXT, default=""),
+    _column("base", TEXT, default=""),
+    _column("why", TEXT, default=""),
+    sa.Index(None, "withdrawal", "state"),
+)
+
+# the copies of files whose key was destroyed, as they were then, until the certificate lists them. `size`: stored bytes
+# of the body; `gone`: when the store was seen to have it no more
+destroyed_copy = sa.Table(
+    "destroyed_copy",
+    metadata,
+    _key("body"),
+    _key("store"),
+    _column("key_id", TEXT, index=True),
+    _column("file", TEXT),
+    _column("size", INT),
+    _column("gone", TIME, nullable=True),
+)
 
 # --- work ----------------------------------------------------------------------------------------------------------
 

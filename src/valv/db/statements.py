@@ -30,6 +30,11 @@ class Statements:
             self.lost = True
             raise fault_of(error) from None
 
+    @property
+    def dialect(self) -> str:
+        """Of the database: `sqlite` or `postgresql`."""
+        return self._connection.dialect.name
+
     def insert_or_update(self, table: sa.Table) -> Insert:
         """An INSERT that can say ON CONFLICT, in the database's own dialect."""
         if self._connection.dialect.name == "sqlite":

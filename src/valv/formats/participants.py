@@ -52,3 +52,21 @@ def parse(content: bytes) -> list[Participant]:
 
 def _list(cell: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in cell.split(";") if part.strip())
+
+
+def without(content: bytes, pseudonyms: frozenset[str], dropped: frozenset[str]) -> bytes:
+    """The table without the lines of these people, and without the names of files that are there no more. Other lines
+    stay as they are. `content` is one that `parse` takes."""
+    lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    header = lines[0].split("\t")
+    whose, files = header.index("pseudonym"), header.index("files") if "files" in header else -1
+    kept = [lines[0]]
+    for line in lines[1:]:
+        cells = line.split("\t")
+        if line.strip() and cells[whose].strip() in pseudonyms:
+            continue
+        if line.strip() and files >= 0 and dropped.intersection(_list(cells[files])):
+            cells[files] = ";".join(path for path in _list(cells[files]) if path not in dropped)
+            line = "\t".join(cells)
+        kept.append(line)
+    return "\n".join(kept).encode()

@@ -1,7 +1,8 @@
 """The one decrypting reader. Mount, download, htsget and intake all read through it.
 
 No byte leaves it that was not checked: against the seal (order and number of segments) and against the segment's tag;
-where somebody outside may know the data key, against the hash tree too.
+where somebody outside may know the data key, against the hash tree too. What does not hold is read from another copy,
+where there is one (`valv.vault.copies`), the seal's sidecar as well as the body.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from valv.formats.crypt4gh import (
     segments,
 )
 from valv.formats.seal import PAIR
-from valv.ports.storage import Body
+from valv.ports.storage import Body, Copied
+from valv.vault.copies import among, holding
 from valv.vault.fixity import read_sidecar
 
 _BATCH: Final = 16
@@ -64,9 +66,10 @@ class SealedReader:
         hashes: bytes | None = None,
     ) -> None:
         seal.verify(seal_root, pairs, size)
-        if body.size != cipher_size(size):
-            raise IntegrityFault(f"the stored body has {body.size} bytes, not {cipher_size(size)}")
+        _check_size(body, size)
         self._body = body
+        self._copied = body if isinstance(body, Copied) else None
+        self._cipher_size = cipher_size(size)
         self._pairs = memoryview(pairs)
         self._hashes = hashes
         self._size = size
@@ -89,7 +92,7 @@ class SealedReader:
         done = 0
         try:
             while done < length:
-                done += self._read_batch(view[done:length], offset + done)
+                done += self._read_some(view[done:length], offset + done)
         except Fault:
             view[:length] = bytes(length)
             raise
@@ -111,13 +114,18 @@ class SealedReader:
         """Not while a read goes on."""
         self._body.close()
 
-    def _read_batch(self, view: memoryview, offset: int) -> int:
+    def _read_some(self, view: memoryview, offset: int) -> int:
+        if self._copied is not None:
+            return among(self._copied, lambda copy: self._read_batch(copy, view, offset))
+        return self._read_batch(self._body, view, offset)
+
+    def _read_batch(self, body: Body, view: memoryview, offset: int) -> int:
         """At most `_BATCH` segments' worth of `view`, which lies within the file; returns the bytes filled."""
         first = offset // SEGMENT
         last = min((offset + len(view) - 1) // SEGMENT, first + _BATCH - 1)
         start = first * CIPHER_SEGMENT
-        cipher = _scratch.cipher[: min((last + 1) * CIPHER_SEGMENT, self._body.size) - start]
-        if self._body.pread_into(cipher, start) != len(cipher):
+        cipher = _scratch.cipher[: min((last + 1) * CIPHER_SEGMENT, self._cipher_size) - start]
+        if body.pread_into(cipher, start) != len(cipher):
             raise IntegrityFault(f"the stored body ends within segments {first} to {last}")
         done = 0
         for number in range(first, last + 1):
@@ -188,16 +196,32 @@ def open_with_keys(
     tree_root: bytes = b"",
 ) -> SealedReader:
     """As `open_reader`, with the data keys of a header that is already open."""
+    count = segments(size)
+
+    def sealed(sidecar: Body) -> SealedReader:
+        pairs, hashes = read_sidecar(sidecar, count)
+        if tree_root:
+            hashtree.verify(tree_root, hashes, cipher_size(size))
+        return SealedReader(body, pairs, seal_root, size, data_keys, hashes if tree_root else None)
+
     sidecar = open_body(seal.sidecar(name))
     try:
-        pairs, hashes = read_sidecar(sidecar, segments(size))
+        body = open_body(name)
+        try:
+            _check_size(body, size)  # so that what is wrong then is wrong with the sidecar
+            return holding(sidecar, sealed)
+        except Fault:
+            body.close()
+            raise
     finally:
         sidecar.close()
-    if tree_root:
-        hashtree.verify(tree_root, hashes, cipher_size(size))
-    body = open_body(name)
-    try:
-        return SealedReader(body, pairs, seal_root, size, data_keys, hashes if tree_root else None)
-    except Fault:
-        body.close()
-        raise
+
+
+def _check_size(body: Body, size: int) -> None:
+    """Of `size` plain bytes. Leaves a copy that has it before those that do not."""
+
+    def check(copy: Body) -> None:
+        if copy.size != cipher_size(size):
+            raise IntegrityFault(f"the stored body has {copy.size} bytes, not {cipher_size(size)}")
+
+    holding(body, check)

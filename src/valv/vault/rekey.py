@@ -6,6 +6,9 @@ tree, and by its own tag. The old roots are held against what the sidecar said w
 of the sidecar need be kept; until then nothing is committed. Workers take batches in turn and write in order. A plain
 segment lies only in its worker's one buffer, from where it is encrypted while the processor's cache still holds it.
 Memory does not grow with the file.
+
+Where there are copies of the old body, what does not hold is read from another one. A sidecar of which there are copies
+is read once more before, so that it is one that holds.
 """
 
 from __future__ import annotations
@@ -39,8 +42,9 @@ from valv.formats.crypt4gh import (
 from valv.formats.hashtree import HASH, TreeBuilder
 from valv.formats.seal import LEAF_PAIRS, PAIR, SealBuilder, sidecar, sidecar_size
 from valv.ports.compute import DAMAGE, MountedFile, Rekeyed
-from valv.ports.storage import Body, BodyWriter, Storage
+from valv.ports.storage import Body, BodyWriter, Copied, Storage
 from valv.vault.bulk import cores
+from valv.vault.copies import among, holding
 
 BATCH: Final = 16
 """Segments that a worker takes at a time: few enough that they stay in the cache between reading and writing. A group
@@ -140,15 +144,21 @@ def reencrypt(
     Raises `IntegrityFault` naming the earliest segment that does not hold, and storage faults; what was written is then
     void.
     """
-    if body.size != cipher_size(facts.size):
-        raise IntegrityFault(f"the stored body has {body.size} bytes, not {cipher_size(facts.size)}")
+    holding(body, lambda copy: _check_size(copy, facts))
+    if isinstance(seal_body, Copied):
+        holding(seal_body, lambda copy: _Listed(copy, facts).check_all())
     listed = _Listed(seal_body, facts)
     made = _Made(writer, seal_writer)
-    crew = _Crew(body, listed, made, held=bool(facts.tree_root))
+    crew = _Crew(body, facts.size, listed, made, held=bool(facts.tree_root))
     most = max(1, -(-segments(facts.size) // BATCH))
     crew.run([_Keys(data_keys, data_key) for _ in range(min(workers or cores(), most))])
     listed.check()
     return made.finish(facts.size)
+
+
+def _check_size(body: Body, facts: Facts) -> None:
+    if body.size != cipher_size(facts.size):
+        raise IntegrityFault(f"the stored body has {body.size} bytes, not {cipher_size(facts.size)}")
 
 
 def _add(writers: list[BodyWriter], writer: BodyWriter) -> BodyWriter:
@@ -212,6 +222,11 @@ class _Listed:
                 high = low + BATCH
                 first = start + low
                 yield _Batch(first // BATCH, first, pairs[PAIR * low : PAIR * high], hashes[HASH * low : HASH * high])
+
+    def check_all(self) -> None:
+        for _ in self.batches():
+            pass
+        self.check()
 
     def check(self) -> None:
         facts = self._facts
@@ -293,8 +308,10 @@ class _Keys:
 class _Crew:
     """Workers on one body. After a fault none begins a new batch, and the fault of the earliest batch is raised."""
 
-    def __init__(self, body: Body, listed: _Listed, made: _Made, *, held: bool) -> None:
+    def __init__(self, body: Body, size: int, listed: _Listed, made: _Made, *, held: bool) -> None:
         self._body = body
+        self._copied = body if isinstance(body, Copied) else None
+        self._size = cipher_size(size)
         self._batches = listed.batches()
         self._made = made
         self._held = held
@@ -323,7 +340,7 @@ class _Crew:
     def _work(self, keys: _Keys) -> None:
         number = -1
         try:
-            room = min(BATCH * CIPHER_SEGMENT, self._body.size)  # making more takes longer than a small file's work
+            room = min(BATCH * CIPHER_SEGMENT, self._size)  # making more takes longer than a small file's work
             read, made = (memoryview(bytearray(room)) for _ in range(2))
             while (batch := self._take()) is not None:
                 number = batch.number
@@ -339,7 +356,14 @@ class _Crew:
 
     def _encrypt(self, batch: _Batch, keys: _Keys, read: memoryview, made: memoryview) -> tuple[memoryview, bytes]:
         """The new segments of a batch, and their hashes."""
-        old = _read(self._body, batch.first, batch.last, read)
+        if self._copied is not None:
+            return among(self._copied, lambda copy: self._encrypt_copy(copy, batch, keys, read, made))
+        return self._encrypt_copy(self._body, batch, keys, read, made)
+
+    def _encrypt_copy(
+        self, body: Body, batch: _Batch, keys: _Keys, read: memoryview, made: memoryview
+    ) -> tuple[memoryview, bytes]:
+        old = _read(body, self._size, batch.first, batch.last, read)
         new = made[: len(old)]
         nonces = secrets.token_bytes(NONCE * BATCH)
         hashes = []
@@ -366,10 +390,10 @@ class _Crew:
             self._turn.notify_all()
 
 
-def _read(body: Body, first: int, last: int, buffer: memoryview) -> memoryview:
-    """The stored segments from `first` to `last`, both included."""
+def _read(body: Body, size: int, first: int, last: int, buffer: memoryview) -> memoryview:
+    """The stored segments from `first` to `last`, both included, of a body of `size` stored bytes."""
     start = first * CIPHER_SEGMENT
-    found = buffer[: min((last + 1) * CIPHER_SEGMENT, body.size) - start]
+    found = buffer[: min((last + 1) * CIPHER_SEGMENT, size) - start]
     if body.pread_into(found, start) != len(found):
         raise IntegrityFault(f"the stored body ends within segments {first} to {last}")
     return found
@@ -387,6 +411,6 @@ def _look_back(storage: Storage, name: str, facts: Facts, data_key: bytes) -> No
         listed = _Listed(new.sidecar, facts)
         for batch in listed.batches():
             for number in {0, last} & set(range(batch.first, batch.last + 1)):
-                keys.take(batch, number, _read(new.body, number, number, buffer), held=True)
+                keys.take(batch, number, _read(new.body, new.body.size, number, number, buffer), held=True)
         listed.check()
     keys.wipe()

@@ -15,7 +15,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from valv.app.node import NOBODY, Node
 from valv.errors import Fault, InternalFault, RefusedFault
 from valv.ports.compute import Reader
-from valv.web import access, account, catalogue, custody, dataset, deposit, home, ledger, permit, release, run, session
+from valv.web import (
+    access,
+    account,
+    catalogue,
+    certificate,
+    custody,
+    dataset,
+    deposit,
+    fixity,
+    home,
+    ledger,
+    permit,
+    release,
+    run,
+    session,
+    storage,
+)
 from valv.web.door import open_door
 from valv.web.problem import code_of, hint_of
 from valv.web.visit import Visit, visit
@@ -36,7 +52,23 @@ HEADERS = {
     b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
     b"cache-control": b"no-store",
 }
-NOUNS = (home, session, catalogue, dataset, deposit, access, permit, run, release, account, ledger, custody)
+NOUNS = (
+    home,
+    session,
+    catalogue,
+    dataset,
+    deposit,
+    access,
+    permit,
+    run,
+    release,
+    account,
+    ledger,
+    custody,
+    fixity,
+    certificate,
+    storage,
+)
 
 
 def create(node: Node, reader: Reader) -> FastAPI:

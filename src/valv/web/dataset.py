@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from valv.app import dataset
+from valv.app import dataset, placement, withdrawal
 from valv.app.node import permitted, refuse
 from valv.app.operation import performs
+from valv.core.authorize import Resource
 from valv.web.form import EMPTY, Form, Sent
 from valv.web.problem import FIXABLE, Problem, told
 from valv.web.visit import Member, Visit
@@ -14,6 +15,12 @@ from valv.web.visit import Member, Visit
 router = APIRouter()
 ASSESSING = {"reason_missing": "reason"}
 NARROWING = {"reason_missing": "narrow-reason"}
+WITHDRAWING = {
+    "reason_missing": "withdraw-reason",
+    "person_missing": "pseudonyms",
+    "person_wrong": "pseudonyms",
+    "withdrawal_going": "pseudonyms",
+}
 PAGE = 200
 
 
@@ -30,7 +37,7 @@ def _page(
     resource = dataset.resource(page.state)
     may = {
         action
-        for action in ("describe", "narrow", "history")
+        for action in ("describe", "narrow", "history", "certificate", "withdraw", "withdrawals")
         if permitted(visit.node, visit.who, f"dataset.{action}", resource) is None
     }
     # Whoever lacks only a fresh second factor is offered the assessment, and asked for the factor first.
@@ -52,8 +59,17 @@ def _page(
         may_assess=lacking is None,
         needs_factor=lacking is not None and lacking.code == "second_factor",
         claim=open_claim,
+        withdrawals=withdrawal.mine(visit.node, visit.who, name) if "withdrawals" in may else [],
+        placed=_placed(visit, name, resource),
         form=form,
     )
+
+
+def _placed(visit: Visit, name: str, resource: Resource) -> placement.View | None:
+    """Where its files are kept, for those who may say so."""
+    if permitted(visit.node, visit.who, "storage.rule", resource) is not None:
+        return None
+    return placement.show(visit.node, visit.who, name)
 
 
 @router.post("/datasets/{name}/assess")
@@ -96,6 +112,46 @@ def narrow(visit: Member, name: str, form: Sent) -> Response:
     except FIXABLE as fault:
         return _page(visit, name, EMPTY, [told(fault, NARROWING)], fault.row.status)
     return visit.go(f"/datasets/{name}")
+
+
+@router.post("/datasets/{name}/withdraw")
+@performs("dataset.withdraw")
+def withdraw(visit: Member, name: str, form: Sent) -> Response:
+    try:
+        withdrawal.start(
+            visit.node,
+            visit.who,
+            name,
+            pseudonyms=form.text("pseudonyms").split("\n"),
+            reason=form.text("withdraw-reason"),
+            runs_end=not form.ticked("let-runs-end"),
+            command=form.command,
+        )
+    except FIXABLE as fault:
+        return _page(visit, name, form, [told(fault, WITHDRAWING)], fault.row.status)
+    return visit.go(f"/datasets/{name}#withdrawals-title")
+
+
+@router.post("/datasets/{name}/withdrawals/{withdrawal_id}/cancel")
+@performs("dataset.withdraw")
+def cancel_withdrawal(visit: Member, name: str, withdrawal_id: str, form: Sent) -> Response:
+    try:
+        withdrawal.cancel(visit.node, visit.who, withdrawal_id, command=form.command)
+    except FIXABLE as fault:
+        return _page(visit, name, EMPTY, [told(fault, {})], fault.row.status)
+    return visit.go(f"/datasets/{name}#withdrawals-title")
+
+
+@router.post("/datasets/{name}/withdrawals/{withdrawal_id}/files/{file_id}")
+@performs("dataset.withdraw")
+def settle(visit: Member, name: str, withdrawal_id: str, file_id: str, form: Sent) -> Response:
+    """The custodian's word on a file: the button says which."""
+    try:
+        fate: withdrawal.Fate = "keep" if form.text("fate") == "keep" else "drop"
+        withdrawal.settle(visit.node, visit.who, withdrawal_id, file_id, fate=fate, command=form.command)
+    except FIXABLE as fault:
+        return _page(visit, name, EMPTY, [told(fault, {})], fault.row.status)
+    return visit.go(f"/datasets/{name}#withdrawals-title")
 
 
 @router.get("/datasets/{name}/describe")

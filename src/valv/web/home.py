@@ -62,6 +62,7 @@ def _tasks(visit: Visit) -> list[Task]:
             tasks.append(Task("/releases", "Outputs", ready, "of yours can be asked for or fetched"))
     if roles & {"auditor", "operator"}:
         tasks.append(Task("/ledger", "Ledger", 0, "who did what, with its proof"))
+        tasks.append(Task("/storage", "Storage", 0, "the stores, their copies, and what is being moved"))
         tasks.append(Task("/keys", "Keys", 0, "who guards them, and what officers ordered"))
     return tasks
 

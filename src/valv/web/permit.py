@@ -64,6 +64,16 @@ def revoke(visit: Member, permit_id: str, form: Sent) -> Response:
     return visit.go(f"/permits/{permit_id}")
 
 
+@router.post("/permits/{permit_id}/resume")
+@performs("permit.resume")
+def resume(visit: Member, permit_id: str, form: Sent) -> Response:
+    try:
+        permit.resume(visit.node, visit.who, permit_id, reason=form.text("reason"), command=form.command)
+    except FIXABLE as fault:
+        return _page(visit, permit_id, [told(fault, {"reason_missing": "resume-reason"})], fault.row.status)
+    return visit.go(f"/permits/{permit_id}")
+
+
 @router.post("/permits/{permit_id}/give-back")
 @performs("permit.give_back")
 def give_back(visit: Member, permit_id: str, form: Sent) -> Response:

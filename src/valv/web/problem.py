@@ -19,7 +19,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 FIXABLE: Final = (RefusedFault, FormatFault, InputFault)
 """Faults that the person at the form can do something about."""
-_ELSEWHERE: Final = frozenset({"login_needed", "second_factor", "not_found", "token_foreign"})
+_ELSEWHERE: Final = frozenset({"node_closed", "login_needed", "second_factor", "not_found", "token_foreign"})
 """Codes that the form cannot mend: they get a page of their own."""
 _HINTS: Final = {
     "command_missing": "write the command that is to run",

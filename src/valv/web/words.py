@@ -39,14 +39,23 @@ PHASES: Final = {
     "arriving": "Arriving",
     "received": "Received",
     "verified": "Verified",
+    "archived": "Archived",
     "refused": "Refused",
     "destroyed": "Destroyed",
+    "suspended": "Suspended",
+    "asked": "Asked for",
+    "rewriting": "A version without them is being made",
+    "waiting": "Waits for you",
+    "carrying": "Permits are moving",
+    "finished": "Finished",
+    "nobody": "Nobody was found",
 }
 TONES: Final = {
     "approved": "good",
     "published": "good",
     "issued": "good",
     "released": "good",
+    "archived": "good",
     "verified": "good",
     "received": "good",
     "permitted": "good",
@@ -64,6 +73,13 @@ TONES: Final = {
     "arriving": "busy",
     "human": "warn",
     "destroyed": "bad",
+    "suspended": "warn",
+    "asked": "busy",
+    "rewriting": "busy",
+    "waiting": "warn",
+    "carrying": "busy",
+    "finished": "good",
+    "nobody": "warn",
 }
 VERDICTS: Final = {"permitted": "Fits", "refused": "Does not fit", "human": "The committee decides"}
 MODES: Final = {"compute": "Compute inside the node", "download": "Encrypted download"}

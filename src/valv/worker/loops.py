@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from valv.app import account, custody, intake, ledger, outbox, permit, rotating, running, scan
+from valv.app import (
+    account,
+    backup,
+    copying,
+    custody,
+    intake,
+    joining,
+    ledger,
+    outbox,
+    outside,
+    permit,
+    placement,
+    rotating,
+    running,
+    scan,
+    upload,
+    withdrawing,
+)
 from valv.app.node import Node, each
 from valv.app.operation import performs
+from valv.app.scrubbing import Scrubber
 from valv.errors import ConflictFault, Fault, RefusedFault
 from valv.ports.compute import Compute, Reader
 from valv.ports.lease import Beat
+from valv.vault.fixity import Rate
 from valv.worker import mail
 
 log = logging.getLogger("valv.worker")
 
 RUNS = 0.1
 ROTATION = 0.1
+COPYING = 0.2
 INTAKE = 0.3
 CHORES = 1.0
+FIXITY = 1.0
+STORES = 20.0
+BACKUP = 2.0
 EVIDENCE = 60.0
 """Seconds between two turns of each loop."""
 AGAIN = 2.0
 """Seconds before a file whose encryption anew broke off is begun once more."""
+
+
+class Ended(Exception):
+    """The worker stops: whatever takes long is left as it is."""
 
 
 class Worker:
@@ -41,6 +69,7 @@ class Worker:
         self._mounts: dict[str, int] = {}
         self._lock = threading.Lock()
         self._resumed = False
+        self._scrubber = Scrubber(node, Rate(node.config.fixity.rate, self._rest))
 
     def start(self) -> None:
         for name, pause, turn in (
@@ -49,7 +78,14 @@ class Worker:
             ("intake", INTAKE, self.intake),
             ("rotation", ROTATION, self.rotation),
             ("rekeying", ROTATION, self.rekeying),
+            ("withdrawal", INTAKE, self.withdrawal),
             ("leavings", CHORES, self.leavings),
+            ("joining", INTAKE, self.joining),
+            ("placement", CHORES, self.placement),
+            ("copying", COPYING, self.copying),
+            ("stores", STORES, self.stores),
+            ("fixity", FIXITY, self.fixity),
+            ("backup", BACKUP, self.backup),
             ("chores", CHORES, self.chores),
             ("evidence", EVIDENCE, self.evidence),
         ):
@@ -62,12 +98,18 @@ class Worker:
         for thread in self._threads:
             thread.join(10)
 
+    def _rest(self, seconds: float) -> None:
+        """Wait so long, in the middle of something. Raises `Ended` where the worker stops."""
+        if self._ended.wait(seconds) if seconds else self._ended.is_set():
+            raise Ended
+
     def _loop(self, pause: float, turn: Callable[[], Any]) -> None:
         last = ""
         while not self._ended.is_set():
             began = time.monotonic()
             try:
-                turn()
+                if not self._node.closed():  # a restored node does nothing by itself before it is opened
+                    turn()
                 last = ""
             except ConflictFault:
                 pass  # somebody was quicker; the next turn sees their facts
@@ -115,8 +157,52 @@ class Worker:
             raise
 
     @performs("node.operate")
+    def joining(self) -> None:
+        """Make one body of files that came in pieces. A loop of its own, so that a large file delays no intake."""
+        try:
+            joining.step(self._node, self._reader)
+        except Fault:
+            self._ended.wait(AGAIN)
+            raise
+
+    @performs("node.operate")
+    def withdrawal(self) -> None:
+        """Make versions without who withdrew. A loop of its own, so that a large file delays nothing else."""
+        try:
+            withdrawing.step(self._node, self._reader)
+        except Fault:
+            self._ended.wait(AGAIN)
+            raise
+
+    @performs("node.operate")
     def leavings(self) -> None:
-        rotating.clear(self._node)
+        each((rotating.clear, withdrawing.clear), lambda step: step(self._node))
+
+    @performs("node.operate")
+    def fixity(self) -> None:
+        """Read copies again, and make damaged ones anew. A loop of its own: it goes on for days."""
+        with contextlib.suppress(Ended):
+            self._scrubber.turn()
+
+    @performs("node.operate")
+    def placement(self) -> None:
+        """Learn of new bodies and see moves to their end."""
+        each((copying.follow, placement.end_moves), lambda step: step(self._node))
+
+    @performs("node.operate")
+    def copying(self) -> None:
+        """Make and drop copies. A loop of its own, so that a large file delays nothing else."""
+        copying.turn(self._node)
+
+    @performs("node.operate")
+    def stores(self) -> None:
+        """See how the stores are, and what has become old enough for tapes."""
+        each((copying.look, copying.chill), lambda step: step(self._node))
+
+    @performs("node.operate")
+    def backup(self) -> None:
+        """Make backups that are due or asked for. A loop of its own: one can go on for hours."""
+        each(list(self._node.places), lambda name: backup.step(self._node, name, time.monotonic))
 
     @performs("node.operate")
     def chores(self) -> None:
@@ -132,7 +218,9 @@ class Worker:
             reads, self._reads = self._reads, {}
         for run_id, totals in reads.items():
             running.record_reads(self._node, run_id, totals)
-        each((intake.clear_dead, account.clear_old, custody.look_after), lambda step: step(self._node))
+        # What comes after the backups is outside before the key holder's backup says how far the ledger was signed.
+        steps = (intake.clear_dead, upload.clear, account.clear_old, outside.flush, custody.look_after)
+        each(steps, lambda step: step(self._node))
 
     @performs("node.operate")
     def lease(self, beat: Beat, uid: int) -> bool:
