@@ -47,6 +47,7 @@ from valv.vault.rekey import rekey_each
 
 PASSWORD = "correct horse battery"
 COMMITTEE = "dac"
+DAY = 24 * 3600
 MAX_UPLOAD = 16 << 20
 PEOPLE: dict[str, tuple[str, tuple[Role, ...], tuple[str, ...]]] = {
     "carin": ("Carin Custodian", ("custodian",), ()),
@@ -235,7 +236,9 @@ class World:
         self.holder = holder
         self.folder = holder.folder
         self.config = msgspec.structs.replace(
-            config, serve=msgspec.structs.replace(config.serve, max_upload=MAX_UPLOAD)
+            config,
+            serve=msgspec.structs.replace(config.serve, max_upload=MAX_UPLOAD),
+            login=msgspec.structs.replace(config.login, idle=DAY, absolute=DAY, step_up=DAY),  # tests share sessions
         )
         (self.folder / "db").mkdir()
         self.records = Database(self.config.database_url)

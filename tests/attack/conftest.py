@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -36,6 +37,8 @@ def stage(running_node: Any, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     rikard.post(f"/applications/{access}/submission")
     due = {"dataset": opened, "aim": "rotate", "reason": "It is due."}
     (rotation,) = running_node.person("olof").post("/rotations", due)["rotation_ids"]
+    scrub = running_node.person("olof").post("/fixity", {"dataset": opened})["scrub_id"]
+    deposit = carin.post("/deposits", about)["deposit_id"]
     return Stage(
         node=running_node,
         config=configuration.load(running_node.directory),
@@ -48,9 +51,20 @@ def stage(running_node: Any, tmp_path_factory: pytest.TempPathFactory) -> Stage:
         release=done["release_id"],
         output=next(file["file_id"] for file in page["files"] if file["path"] == "count"),
         file=rikard.get(f"/permits/{download}/files")[0]["file_id"],
-        deposit=carin.post("/deposits", about)["deposit_id"],
+        deposit=deposit,
         rotation=rotation,
+        scrub=scrub,
+        upload=_upload(carin, deposit),
     )
+
+
+def _upload(who: Any, deposit: str) -> str:
+    """The id of an upload that was begun."""
+    named = b64encode(b"begun.txt").decode()
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Upload-Metadata": f"filename {named}"}
+    begun = who._http.post(f"/api/v1/deposits/{deposit}/uploads", headers=headers)
+    assert begun.status_code == 201, begun.text
+    return str(begun.headers["Location"]).rpartition("/")[2]
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def form(name: str, mode: str = "compute", **more: Any) -> dict[str, Any]:
 class Stage:
     """`sealed`, `open`: names of an identifiable and of an anonymised dataset, both of Carin. The rest are ids of what
     is Rikard's: an application that waits, permits for both, a run and its outputs in review, a deposit of Carin's; and
-    a rotation of the keys of the second."""
+    a rotation of the keys of the second, a scrub of it, and an upload to the deposit that was begun."""
 
     node: Any
     config: Config
@@ -88,6 +88,8 @@ class Stage:
     file: str
     deposit: str
     rotation: str
+    scrub: str
+    upload: str
 
     @property
     def database(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +19,7 @@ import pytest
 from tests.cli.conftest import Valv
 from valv.cli import client
 from valv.cli.profile import Profile, save
-from valv.formats import crypt4gh
+from valv.formats import crypt4gh, hashtree
 
 Answer = Callable[["Handler"], None]
 
@@ -72,24 +74,36 @@ def hung_up(handler: Handler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-def content(body: bytes, cut: int | None = None, etag: str = "") -> Answer:
-    """A file, from the byte that was asked for; cut off after `cut` bytes of it. With an `etag` it comes whole where
-    the part that is there has another."""
+def content(body: bytes) -> Answer:
+    return lambda handler: handler.reply(200, body, "application/octet-stream")
+
+
+def sealed_file(sealed: bytes, tag: str, cut: int | None = None, before_cut: Callable[[], object] = bool) -> Answer:
+    """A download as the node gives it: with the `ETag` of the body, a part only of that body, and whole where the part
+    begins within the header. Cut off after `cut` bytes, when `before_cut` has returned."""
+    header = crypt4gh.header_length(sealed)
+    assert header is not None
 
     def answer(handler: Handler) -> None:
-        start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        start = start if handler.headers.get("If-Range", etag) == etag else 0
-        rest = body[start:]
+        first, _, last = handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last or len(sealed)), len(sealed) - 1) + 1
+        if start < header or handler.headers.get("If-Range") != f'"{tag}"':
+            start, end = 0, len(sealed)
         handler.send_response(206 if start else 200)
-        handler.send_header("Content-Length", str(len(rest)))
+        handler.send_header("Content-Length", str(end - start))
+        handler.send_header("Accept-Ranges", "bytes")
+        handler.send_header("ETag", f'"{tag}"')
         if start:
-            handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if etag:
-            handler.send_header("ETag", etag)
+            handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(sealed)}")
         handler.end_headers()
-        handler.wfile.write(rest if cut is None else rest[:cut])
-        if cut is not None:
+        try:
+            handler.wfile.write(sealed[start : end if cut is None else min(end, start + cut)])
             handler.wfile.flush()
+        except ConnectionError:  # the client wants no more of it
+            handler.close_connection = True
+            return
+        if cut is not None:
+            before_cut()
             hung_up(handler)
 
     return answer
@@ -187,22 +201,42 @@ def test_a_file_is_sent_again_when_the_connection_breaks(node: Valv, script: Scr
     (data / "a b").write_bytes(b"x" * 3_000_000)
     digest = hashlib.sha256(b"x" * 3_000_000).hexdigest()
     view = {"deposit_id": "d", "dataset": "s", "files": [], "state": {"phase": "submitted", "version": None}}
+    received = {"file_id": "f", "path": "a b", "size": 3_000_000, "sha256": digest, "state": "received"}
     script.on("GET", "/api/v1/deposits/d", said(view))
-    script.on("PUT", "/api/v1/deposits/d/files/a%20b", hung_up, problem(409, "file_known"))
+    script.on("GET", "/api/v1/deposits/d/uploads", said([]))
+    # The node answers the same file sent again as it did the first time.
+    script.on("PUT", "/api/v1/deposits/d/files/a%20b", hung_up, hung_up, said(received))
     script.on("POST", "/api/v1/deposits/d/submission", said(view))
     node.good("deposit", data, "--continue", "d")
     sent = [(headers, body) for method, _, headers, body in script.seen if method == "PUT"]
-    assert [hashlib.sha256(body).hexdigest() for _, body in sent] == [digest, digest]
-    assert all(headers["Content-Digest"].startswith("sha-256=:") for headers, _ in sent)
-    assert script.seen[-2][3] == b'{"expected":["a b"]}'
-    # Known at the first sending is another file of that name.
-    script.on("PUT", "/api/v1/deposits/d/files/a%20b", problem(409, "file_known"))
-    node.bad(65, "deposit", data, "--continue", "d")
+    assert [hashlib.sha256(body).hexdigest() for _, body in sent] == [digest] * 3
+    told = f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:"
+    assert [headers["Content-Digest"] for headers, _ in sent] == [told] * 3
+    submitted = [json.loads(body) for method, path, _, body in script.seen if path.endswith("/submission")]
+    assert submitted == [{"expected": ["a b"], "sums": {"a b": digest}}]
+    # Another file of that name, also where the first answer was lost, is a failure; nothing is handed in.
+    script.on("PUT", "/api/v1/deposits/d/files/a%20b", hung_up, problem(409, "file_known"))
+    assert "a b" in node.bad(65, "deposit", data, "--continue", "d").err
+    assert sum(path.endswith("/submission") for _, path, _, _ in script.seen) == 1
 
 
-def _listed(path: str, plain: bytes) -> dict[str, Any]:
-    digest = hashlib.sha256(plain).hexdigest()
-    return {"file_id": "f", "dataset": "set", "version": 1, "path": path, "size": len(plain), "sha256": digest}
+OLD, NEW = "a" * 32, "b" * 32
+"""Tags of two bodies."""
+
+
+def _listed(path: str, plain: bytes, sealed: bytes, tag: str = OLD, file_id: str = "f") -> dict[str, Any]:
+    """A file as the node lists it; `sealed`: header and body of the download."""
+    body = sealed[crypt4gh.header_length(sealed) :]
+    return {
+        "file_id": file_id,
+        "dataset": "set",
+        "version": 1,
+        "path": path,
+        "size": len(plain),
+        "sha256": hashlib.sha256(plain).hexdigest(),
+        "etag": tag,
+        "body_root": hashtree.tree_root(hashtree.hashes(body), len(body)).hex(),
+    }
 
 
 def _sealed(size: int) -> tuple[bytes, crypt4gh.KeyPair]:
@@ -216,68 +250,145 @@ def _sealed(size: int) -> tuple[bytes, crypt4gh.KeyPair]:
     return made.getvalue(), pair
 
 
+SIZE = 5_000_000
+CUT = 1_500_000
+DOWNLOAD = ("download", "--permit", "p", "--key", "k", "-o")
+FILES = "/api/v1/permits/p/files"
+
+
+def _asked(script: Script, name: str) -> list[str | None]:
+    """What the downloads of the file said in this header, in order."""
+    return [headers.get(name) for _, path, headers, _ in script.seen if path.startswith(f"{FILES}/f?")]
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def test_a_download_goes_on_where_it_broke(node: Valv, script: Script, tmp_path: Path) -> None:
-    size = 5_000_000
-    sealed, _ = _sealed(size)
-    script.on("GET", "/api/v1/permits/p/files", said([_listed("a.vcf", b"p" * size)]))
-    breaks = [content(sealed, cut=1_500_000) for _ in range(3)]
-    script.on("GET", "/api/v1/permits/p/files/f", hung_up, *breaks, content(sealed))
-    node.good("download", "--permit", "p", "--key", "k", "-o", tmp_path / "d")
+    sealed, _ = _sealed(SIZE)
+    script.on("GET", FILES, said([_listed("a.vcf", b"p" * SIZE, sealed)]))
+    breaks = [sealed_file(sealed, OLD, CUT) for _ in range(3)]
+    script.on("GET", f"{FILES}/f", hung_up, *breaks, sealed_file(sealed, OLD))
+    node.good(*DOWNLOAD, tmp_path / "d")
     assert (tmp_path / "d" / "set" / "a.vcf.c4gh").read_bytes() == sealed
-    ranges = [headers.get("Range") for method, path, headers, _ in script.seen if "/f?" in path]
-    assert ranges[-1] is not None and int(ranges[-1].removeprefix("bytes=").rstrip("-")) > 1_000_000
+    begun = [int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0 for asked in _asked(script, "Range")]
+    assert begun[:2] == [0, 0] and len(begun) == 5, "first the connection that gave no answer at all"
+    assert begun[1:] == sorted(set(begun)) and begun[-1] > 2 * 1_000_000, "each goes on behind the one before"
 
 
 def test_a_download_of_a_file_that_was_encrypted_anew_begins_anew(node: Valv, script: Script, tmp_path: Path) -> None:
     """In the middle of a command, and when the command is given again."""
-    before, now = (_sealed(5_000_000)[0] for _ in range(2))
-    listed = said([_listed("a.vcf", b"p" * 5_000_000)])
-    script.on("GET", "/api/v1/permits/p/files", listed)
-    old, new = '"' + "a" * 32 + '"', '"' + "b" * 32 + '"'
-    script.on(
-        "GET", "/api/v1/permits/p/files/f", content(before, 1_500_000, old), content(now, 1_500_000, new), hung_up
-    )
-    whole = ("download", "--permit", "p", "--key", "k", "-o", tmp_path)
-    ran = node.bad(69, *whole)
-    assert ran.err.count("begins anew: a.vcf was encrypted anew in the node since the download began") == 1
-    assert {path.name for path in (tmp_path / "set").iterdir()} == {"a.vcf.c4gh.part", "a.vcf.c4gh.part.etag"}
-    script.on("GET", "/api/v1/permits/p/files/f", content(before, None, old))
-    assert "begins anew" in node.good(*whole).err
-    assert (tmp_path / "set" / "a.vcf.c4gh").read_bytes() == before
-    assert {path.name for path in (tmp_path / "set").iterdir()} == {"a.vcf.c4gh", "SHA256SUMS"}
-    asked = [headers.get("If-Range") for _, path, headers, _ in script.seen if "/f?" in path]
-    assert asked[:2] == [None, old] and asked[-1] == new
+    plain, place = b"p" * SIZE, tmp_path / "set"
+    before, now = (_sealed(SIZE)[0] for _ in range(2))
+    was, became = [_listed("a.vcf", plain, before)], [_listed("a.vcf", plain, now, NEW)]
+    script.on("GET", FILES, said(was), said(became))
+    twice = [sealed_file(now, NEW) for _ in range(2)]  # the part that is asked for, and the file from its beginning
+    script.on("GET", f"{FILES}/f", sealed_file(before, OLD, CUT), *twice)
+    ran = node.good(*DOWNLOAD, tmp_path)
+    assert ran.err.count("begins anew: a.vcf was encrypted anew in the node") == 1
+    assert (place / "a.vcf.c4gh").read_bytes() == now
+    assert _asked(script, "If-Range") == [None, f'"{OLD}"', None]
+
+    (place / "a.vcf.c4gh").unlink()
+    script.on("GET", f"{FILES}/f", sealed_file(now, NEW, CUT), hung_up)
+    node.bad(69, *DOWNLOAD, tmp_path)
+    assert _names(place) == {"a.vcf.c4gh.part", "a.vcf.c4gh.part.state", "SHA256SUMS"}
+    script.on("GET", FILES, said(was))
+    script.on("GET", f"{FILES}/f", sealed_file(before, OLD))
+    assert node.good(*DOWNLOAD, tmp_path).err.count("begins anew: a.vcf") == 1
+    assert (place / "a.vcf.c4gh").read_bytes() == before
+    assert _names(place) == {"a.vcf.c4gh", "SHA256SUMS"}
+    assert _asked(script, "Range")[-1] is None
+
+
+def test_a_file_that_was_encrypted_anew_since_it_was_listed(node: Valv, script: Script, tmp_path: Path) -> None:
+    plain = b"p" * 1000
+    before, now = (_sealed(1000)[0] for _ in range(2))
+    script.on("GET", FILES, said([_listed("a.vcf", plain, before)]), said([_listed("a.vcf", plain, now, NEW)]))
+    script.on("GET", f"{FILES}/f", sealed_file(now, NEW))
+    node.good(*DOWNLOAD, tmp_path)
+    assert (tmp_path / "set" / "a.vcf.c4gh").read_bytes() == now
+    (tmp_path / "set" / "a.vcf.c4gh").unlink()
+    script.on("GET", FILES, said([_listed("a.vcf", plain, before)]), said([]))
+    assert "not in the permit any more" in node.bad(66, *DOWNLOAD, tmp_path).err
 
 
 def test_a_download_goes_on_where_the_body_is_the_same(node: Valv, script: Script, tmp_path: Path) -> None:
-    sealed, _ = _sealed(5_000_000)
-    script.on("GET", "/api/v1/permits/p/files", said([_listed("a.vcf", b"p" * 5_000_000)]))
-    tag = '"' + "a" * 32 + '"'
-    parts = [content(sealed, 1_500_000, tag) for _ in range(2)]
-    script.on("GET", "/api/v1/permits/p/files/f", *parts, content(sealed, None, tag))
-    ran = node.good("download", "--permit", "p", "--key", "k", "-o", tmp_path)
+    """In the middle of a command, and when the command is given again."""
+    sealed, _ = _sealed(SIZE)
+    script.on("GET", FILES, said([_listed("a.vcf", b"p" * SIZE, sealed)]))
+    parts = [sealed_file(sealed, OLD, CUT) for _ in range(2)]
+    script.on("GET", f"{FILES}/f", *parts, hung_up)
+    node.bad(69, *DOWNLOAD, tmp_path)
+    asked = len(_asked(script, "Range"))
+    script.on("GET", f"{FILES}/f", sealed_file(sealed, OLD))
+    ran = node.good(*DOWNLOAD, tmp_path)
     assert "begins anew" not in ran.err
     assert (tmp_path / "set" / "a.vcf.c4gh").read_bytes() == sealed
+    assert set(_asked(script, "If-Range")[1:]) == {f'"{OLD}"'}
+    (last,) = _asked(script, "Range")[asked:]
+    assert last is not None and int(last.removeprefix("bytes=").partition("-")[0]) > CUT
+
+
+def test_what_came_stays_where_another_file_fails(node: Valv, script: Script, tmp_path: Path) -> None:
+    sealed, _ = _sealed(SIZE)
+    begun, failed = threading.Event(), threading.Event()
+
+    def refused(handler: Handler) -> None:
+        assert begun.wait(30)
+        problem(403, "permit_ended")(handler)
+        failed.set()
+
+    def before_cut() -> None:
+        begun.set()
+        assert failed.wait(30)
+        time.sleep(0.5)  # the client has read the refusal by then
+
+    both = [_listed("a.vcf", b"p" * SIZE, sealed), _listed("b.vcf", b"p" * SIZE, sealed, file_id="g")]
+    script.on("GET", FILES, said(both))
+    script.on("GET", f"{FILES}/f", refused)
+    script.on("GET", f"{FILES}/g", sealed_file(sealed, OLD, CUT, before_cut))
+    node.bad(77, *DOWNLOAD, tmp_path)
+    assert _names(tmp_path / "set") == {"b.vcf.c4gh.part", "b.vcf.c4gh.part.state"}
+    script.on("GET", f"{FILES}/f", sealed_file(sealed, OLD))
+    script.on("GET", f"{FILES}/g", sealed_file(sealed, OLD))
+    node.good(*DOWNLOAD, tmp_path)
+    last = [headers for _, path, headers, _ in script.seen if path.startswith(f"{FILES}/g?")][-1]
+    assert last["Range"].startswith("bytes=1048576-")
+    assert (tmp_path / "set" / "b.vcf.c4gh").read_bytes() == sealed
 
 
 def test_a_download_that_never_comes_ends(node: Valv, script: Script, tmp_path: Path) -> None:
-    script.on("GET", "/api/v1/permits/p/files", said([_listed("a.vcf", b"p")]))
-    script.on("GET", "/api/v1/permits/p/files/f", hung_up)
-    node.bad(69, "download", "--permit", "p", "--key", "k", "-o", tmp_path)
-    script.on("GET", "/api/v1/permits/p/files/f", content(_sealed(2)[0]))
-    node.bad(65, "download", "--permit", "p", "--key", "k", "-o", tmp_path)
-    assert [path.name for path in (tmp_path / "set").iterdir()] == []
+    sealed, longer = _sealed(1)[0], _sealed(2)[0]
+    script.on("GET", FILES, said([_listed("a.vcf", b"p", sealed)]))
+    script.on("GET", f"{FILES}/f", hung_up)
+    node.bad(69, *DOWNLOAD, tmp_path)
+    script.on("GET", f"{FILES}/f", sealed_file(longer, OLD))
+    assert "not what the node keeps" in node.bad(65, *DOWNLOAD, tmp_path).err
+    assert _names(tmp_path / "set") == set()
+    script.on("GET", f"{FILES}/f", sealed_file(sealed, NEW))
+    assert "again and again" in node.bad(69, *DOWNLOAD, tmp_path).err
+    assert _names(tmp_path / "set") == set()
+
+
+@pytest.mark.parametrize("field", ["etag", "body_root"])
+def test_a_list_that_lacks_a_field_is_named(node: Valv, script: Script, tmp_path: Path, field: str) -> None:
+    listed = _listed("a.vcf", b"p", _sealed(1)[0])
+    del listed[field]
+    script.on("GET", FILES, said([listed]))
+    assert f"does not tell {field} of a.vcf" in node.bad(69, *DOWNLOAD, tmp_path).err
 
 
 @pytest.mark.parametrize("path", ["../../evil", "/etc/evil", "a/../../evil", ".ssh/\x00", "link/evil"])
 def test_a_node_cannot_write_elsewhere(node: Valv, script: Script, tmp_path: Path, path: str) -> None:
-    folder = tmp_path / "d"
+    folder, sealed = tmp_path / "d", _sealed(1)[0]
     (folder / "set").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
     (folder / "set" / "link").symlink_to(tmp_path / "outside")
     (folder / "link").symlink_to(tmp_path / "outside")
-    script.on("GET", "/api/v1/permits/p/files", said([_listed(path, b"p")]))
-    script.on("GET", "/api/v1/permits/p/files/f", content(_sealed(1)[0]))
+    script.on("GET", "/api/v1/permits/p/files", said([_listed(path, b"p", sealed)]))
+    script.on("GET", "/api/v1/permits/p/files/f", sealed_file(sealed, OLD))
     node.bad(64, "download", "--permit", "p", "--key", "k", "-o", folder)
     file = {"file_id": "f", "path": path, "size": 1, "sha256": "", "verdict": "approved", "reason": ""}
     script.on("GET", "/api/v1/releases/r", said({"files": [file], "state": {"phase": "released"}}))

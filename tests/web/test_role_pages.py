@@ -12,7 +12,7 @@ from valv.assemble import cli_reference
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
 ROLES = {"researcher", "custodian", "committee", "checker", "operator", "auditor"}
-ALIASES = {"deposits": "deposits show", "runs": "runs show"}
+ALIASES = {"deposits": "deposits show", "runs": "runs show", "restore": "restore node"}
 """Groups that do something without a further word."""
 
 

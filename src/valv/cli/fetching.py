@@ -22,7 +22,7 @@ from valv.cli import arriving
 from valv.cli.client import path
 from valv.cli.command import Door
 from valv.cli.screen import Advance, Bars
-from valv.errors import FormatFault, IntegrityFault, UnreachableFault
+from valv.errors import FormatFault, IntegrityFault, Refusal, RefusedFault, UnreachableFault
 from valv.formats import crypt4gh, hashtree
 
 PIECE: Final = 1 << 20
@@ -63,7 +63,10 @@ class Fetching:
         self._stopped = threading.Event()
 
     def fetch(self, files: Sequence[tuple[dict[str, Any], Path]]) -> None:
-        """Each file to its place. Raises the first fault, when no other connection is open any more."""
+        """Each file, as the node lists it, to its place. Raises the first fault, when no other connection is open any
+        more; what came of the other files stays for the next try."""
+        for file, _ in files:
+            _check_listed(file)
         total = sum(crypt4gh.cipher_size(file["size"]) for file, _ in files)
         with (
             self._door.transfers(f"{len(files)} files", total) as bars,
@@ -93,8 +96,11 @@ class Fetching:
                 except _Anew:
                     self._door.note(f"  begins anew: {file['path']} was encrypted anew in the node")
                     _drop(target)
+                    file = self._listed_anew(file)
         else:
             raise UnreachableFault(f"{target.name}: the node encrypts it anew again and again", "try again later")
+        if self._stopped.is_set():
+            return
         part = _part(target)
         if not _is_whole(part, file):
             _drop(target)
@@ -103,6 +109,14 @@ class Fetching:
             part.replace(target)
         _state(target).unlink(missing_ok=True)
         self._door.sent(str(target), target.stat().st_size, "received")
+
+    def _listed_anew(self, file: dict[str, Any]) -> dict[str, Any]:
+        """The file as the node lists it now: another body has another hash tree. Raises the refusal `no_file`."""
+        for now in self._door.get("permits", self._permit, "files"):
+            if now["file_id"] == file["file_id"]:
+                _check_listed(now)
+                return dict(now)
+        raise RefusedFault(Refusal("no_file", f"{file['path']} is not in the permit any more"))
 
     def _parts(self, file: dict[str, Any], target: Path, advance: Advance, pool: ThreadPoolExecutor) -> None:
         """Fill the `.part` file. The first part is asked for by itself: it tells of which body it is, and how long."""
@@ -127,6 +141,9 @@ class Fetching:
         for turn in range(TRIES):
             try:
                 with self._asked(file, {}) as response:
+                    etag = response.headers.get("ETag", "")
+                    if etag != f'"{file["etag"]}"':
+                        raise _Anew
                     pieces = response.iter_raw(PIECE)
                     prefix = b""
                     while (length := crypt4gh.header_length(prefix)) is None:
@@ -137,7 +154,7 @@ class Fetching:
                     size = length + body
                     bounds = [0, *range(length + PART, size, PART), size]
                     parts = [_Part(a, b, a) for a, b in itertools.pairwise(bounds)]
-                    state = _State(response.headers.get("ETag", ""), length, size, parts)
+                    state = _State(etag, length, size, parts)
                     with arriving.writing(target):
                         _part(target).unlink(missing_ok=True)
                     _write(target, state)
@@ -226,6 +243,15 @@ class Fetching:
 def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
+
+
+def _check_listed(file: dict[str, Any]) -> None:
+    """Raises `UnreachableFault` where the node's list lacks what a download is held against."""
+    for name in ("etag", "body_root"):
+        if not file.get(name):
+            raise UnreachableFault(
+                f"the node does not tell {name} of {file['path']}", "use the version of valv that the node has"
+            )
 
 
 def _begins(response: Any) -> int:
