@@ -201,7 +201,7 @@ def test_a_file_is_sent_again_when_the_connection_breaks(node: Valv, script: Scr
     (data / "a b").write_bytes(b"x" * 3_000_000)
     digest = hashlib.sha256(b"x" * 3_000_000).hexdigest()
     view = {"deposit_id": "d", "dataset": "s", "files": [], "state": {"phase": "submitted", "version": None}}
-    received = {"file_id": "f", "path": "a b", "size": 3_000_000, "sha256": digest, "state": "received"}
+    received = {"path": "a b", "state": "received", "size": 3_000_000, "sha256": digest, "reason": ""}
     script.on("GET", "/api/v1/deposits/d", said(view))
     script.on("GET", "/api/v1/deposits/d/uploads", said([]))
     # The node answers the same file sent again as it did the first time.
