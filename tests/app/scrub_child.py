@@ -1,43 +1,25 @@
-"""A process that scrubs two stores until it is killed, or until all is read: `scrub_child FOLDER SLOWNESS`."""
+"""A process that scrubs two stores until it is killed, or until all is read: words are the node's folder, and a file
+with the seconds that it takes for a million bytes."""
 
 from __future__ import annotations
 
-import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from valv import config as configuration
 from valv.app import fixity as scrubs
 from valv.app import streams
 from valv.app.node import Node, new_id
 from valv.app.scrubbing import Scrubber
 from valv.app.streams import FIXITY, Step
-from valv.config import Config
-from valv.config import Node as About
-from valv.config import Storage as Settings
+from valv.assemble.node import build
 from valv.core import fixity
 from valv.core.process import NODE
-from valv.db.database import Database
-from valv.ports.storage import Place
-from valv.storage.local import LocalStorage
-from valv.vault.copies import Copies
 
 
 def node(folder: Path) -> Node:
-    """What a scrub needs of a node: no key holder, no log-in, no policies."""
-    stores = {name: LocalStorage(folder / name, Place("SE", "test")) for name in ("main", "second")}
-    away: Any = None
-    return Node(
-        config=Config(About("killed", "SE", "test"), stores={"second": Settings(path="second")}, home=str(folder)),
-        records=Database(f"sqlite:///{folder / 'valv.sqlite'}"),
-        storage=Copies(stores, list(stores)),
-        stores=stores,
-        keys=away,
-        policies=away,
-        login=away,
-        clock=lambda: datetime.now(UTC),
-    )
+    return build(configuration.load(folder)).node
 
 
 def begin(made: Node) -> None:
@@ -50,9 +32,9 @@ def begin(made: Node) -> None:
             streams.commit(unit, [step], by=NODE, at=at, command=new_id())
 
 
-if __name__ == "__main__":
-    worker = node(Path(sys.argv[1]))
+def main(words: list[str], begun: Callable[[], None]) -> None:
+    worker, slowness = node(Path(words[0])), float(Path(words[1]).read_text())
     scrubs.enrol(worker)
     begin(worker)
-    print("begun", flush=True)
-    Scrubber(worker, lambda count: time.sleep(float(sys.argv[2]) * count / 1e6)).turn()
+    begun()
+    Scrubber(worker, lambda count: time.sleep(slowness * count / 1e6)).turn()

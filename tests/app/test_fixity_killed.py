@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
+from tests import killing
 from tests.app import scrub_child
 from tests.app.stores import lies
+from tests.conftest import free_port
 from valv.app import streams
 from valv.app.node import Node, new_id
 from valv.app.streams import FIXITY
@@ -22,19 +23,20 @@ from valv.vault import copying
 from valv.vault.encrypt import Encryptor
 from valv.vault.fixity import Sealed
 
-KILLS = 10
-KILLS_LONG = 100
 FILES = 6
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Damaged:
     """A node's records and stores, with `FILES` files of two copies each, and what their bytes are."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.seed = secrets.randbelow(1 << 30)
-        self.dice = random.Random(self.seed)
+    def __init__(self, folder: Path, dice: random.Random) -> None:
+        self.folder, self.dice = folder, dice
+        (folder / "db").mkdir(mode=0o700)
+        (folder / "valv.toml").write_text(
+            '[node]\nname = "killed"\ncountry = "SE"\nunit = "test"\n'
+            f'[serve]\nport = {free_port()}\n[storage]\npath = "main"\n[stores.second]\npath = "second"\n'
+        )
+        self.slowness = folder / "slowness"
         self.node: Node = scrub_child.node(folder)
         assert isinstance(self.node.records, Database)
         self.node.records.create()
@@ -91,35 +93,35 @@ class Damaged:
                 else:
                     path.unlink()
 
-    def child(self, slowness: float) -> subprocess.Popen[bytes]:
-        line = [sys.executable, "-m", "tests.app.scrub_child", str(self.folder), str(slowness)]
-        return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
-
 
 _SEALED = ("size", "cipher_size", "segments", "seal_root", "tree_root")
 
 
+@pytest.mark.timeout(1800)
 def test_no_healthy_copy_is_ever_lost(tmp_path: Path, long: bool) -> None:
-    d = Damaged(tmp_path)
-    for _ in range(KILLS_LONG if long else KILLS):
-        d.hurt()
-        healthy = [copy for copies in d.copies().values() for copy in copies if d.whole(copy)]
-        child = d.child(d.dice.choice([0.0, 0.02, 0.1]))
-        assert child.stdout is not None and child.stdout.readline() == b"begun\n"
-        time.sleep(d.dice.uniform(0.0, 0.5))
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        lost = [copy[0].name for copy in healthy if not d.whole(copy)]
-        assert not lost, f"seed {d.seed}: {lost}"
-    for _ in range(2):  # the scrub that was cut off, and one of everything
-        child = d.child(0.0)
-        child.communicate(timeout=120)
-        assert child.returncode == 0
-    wrong = [copy[0] for copies in d.copies().values() for copy in copies if not d.whole(copy)]
-    assert not wrong, f"seed {d.seed}: {wrong}"
-    with d.node.records.reading() as unit:
-        assert {row["state"] for row in unit.rows("copy")} == {"whole"}
-        scrubs = streams.find(unit, FIXITY, limit=1000)
-        assert {one.phase for one in scrubs} == {"done"} and not any(one.lost for one in scrubs)
-        assert sum(one.repaired for one in scrubs) > 0
+    with (
+        killing.dice() as dice,
+        killing.Forked("tests.app.scrub_child", tmp_path, tmp_path / "slowness") as child,
+    ):
+        d = Damaged(tmp_path, dice)
+        while child.kills < (killing.MOMENTS_LONG if long else killing.MOMENTS):
+            d.hurt()
+            healthy = [copy for copies in d.copies().values() for copy in copies if d.whole(copy)]
+            d.slowness.write_text(str(dice.choice([0.0, 0.02, 0.1])))
+            child.start()
+            time.sleep(dice.uniform(0.0, 0.5))
+            child.kill()
+            lost = [copy[0].name for copy in healthy if not d.whole(copy)]
+            assert not lost, lost
+        d.slowness.write_text("0")
+        for _ in range(2):  # the scrub that was cut off, and one of everything
+            child.start()
+            child.wait()
+        wrong = [copy[0] for copies in d.copies().values() for copy in copies if not d.whole(copy)]
+        assert not wrong, wrong
+        with d.node.records.reading() as unit:
+            assert {row["state"] for row in unit.rows("copy")} == {"whole"}
+            scrubs = streams.find(unit, FIXITY, limit=1000)
+            assert {one.phase for one in scrubs} == {"done"} and not any(one.lost for one in scrubs)
+            assert sum(one.repaired for one in scrubs) > 0
+        killing.looked_over(tmp_path)

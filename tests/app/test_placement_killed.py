@@ -4,16 +4,20 @@ counts as whole, and at the end nothing is left that no record knows."""
 from __future__ import annotations
 
 import random
-import secrets
-import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import obstore
+import pytest
+
+from tests import killing
 from tests.app import copy_child
+from tests.conftest import free_port
 from valv.app import copying, placement
+from valv.app.deposit import manifest
 from valv.app.node import Node, Who, new_id
 from valv.app.streams import DATASET, Step, commit, need
 from valv.assemble import doctor
@@ -24,25 +28,33 @@ from valv.db.database import Database
 from valv.errors import Fault
 from valv.formats.crypt4gh import KeyPair, generate_keypair
 from valv.formats.seal import sidecar
-from valv.ports.storage import Storage
+from valv.ports.storage import Place, Storage
+from valv.storage.s3 import S3Storage
 from valv.vault import fixity
 from valv.vault.encrypt import Encryptor
 from valv.vault.reader import open_reader
 
-KILLS = 10
-KILLS_LONG = 50
 FILES = 12
-ROOT = Path(__file__).resolve().parents[2]
 OLLE = Who(principal=Principal("olle", frozenset({"operator"}), "SE"), name="olle")
 
 
 class Moved:
     """A node's records and stores with a published dataset, and a reader that never stops."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.seed = secrets.randbelow(1 << 30)
-        self.dice = random.Random(self.seed)
+    def __init__(self, folder: Path, dice: random.Random, ceph: Any = None) -> None:
+        """`ceph`: where the third store is a bucket."""
+        self.folder, self.dice, self.ceph = folder, dice, ceph
+        (folder / "db").mkdir(mode=0o700)
+        third = 'path = "third"'
+        if ceph is not None:
+            self.bucket = ceph.bucket()
+            third = f'backend = "s3"\nurl = "{ceph.url}"\nbucket = "{self.bucket}"\npath = "valv"\n'
+            third += f'region = "us-east-1"\ncredentials = "{ceph.account.file}"'
+        (folder / "valv.toml").write_text(
+            '[node]\nname = "killed"\ncountry = "SE"\nunit = "test"\n'
+            f'[serve]\nport = {free_port()}\n[storage]\npath = "main"\n'
+            f'[stores.second]\npath = "second"\ndistance = 1\n[stores.third]\n{third}\ndistance = 2\n'
+        )
         self.node: Node = copy_child.node(folder)
         assert isinstance(self.node.records, Database)
         self.node.records.create()
@@ -65,7 +77,7 @@ class Moved:
             consent=("GRU",),
             files=len(rows),
             size=1,
-            manifest="m",
+            manifest=manifest(rows),
             participants=0,
         )
         row = {"id": "d", "name": "d", "title": "d", "class": "identifiable", "custodian": "carin", "changed": at}
@@ -73,6 +85,8 @@ class Moved:
             commit(unit, [Step(DATASET, "d", 0, None, [register, added])], by=NODE, at=at, command="publish")
             unit.insert("dataset", [row | place | {"visible": True, "version": 1}])
             unit.insert("file", rows)
+            links = [{"dataset": "d", "version": 1, "file": file["id"]} for file in rows]
+            unit.insert("dataset_version_file", links)
 
     def _file(self, path: str, content: bytes) -> dict[str, object]:
         body, main = new_id(), self.node.each_store()["main"]
@@ -133,11 +147,28 @@ class Moved:
         except Fault as fault:
             assert "moving" in str(fault)
 
-    def child(self) -> subprocess.Popen[bytes]:
-        line = [sys.executable, "-m", "tests.app.copy_child", str(self.folder)]
-        made = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
-        assert made.stdout is not None and made.stdout.readline() == b"begun\n"
-        return made
+    def last_order(self) -> None:
+        """Two copies, none of them in `main`; once a move that goes on has come to its end."""
+        end = time.monotonic() + 60
+        while True:
+            try:
+                placement.set_rule(self.node, OLLE, "d", "copies = 2, not in main", command=new_id())
+                return
+            except Fault as fault:
+                assert "moving" in str(fault) and time.monotonic() < end, fault
+                time.sleep(0.1)
+
+    def an_hour_later(self) -> S3Storage:
+        """Uploads that were begun, and claims of names, go by themselves once they are old enough."""
+        store = S3Storage(self.ceph.settings(self.bucket, path="valv"), Path("/"), Place("SE", "test"), stale=0.0)
+        store.sweep()
+        return store
+
+    def nothing_else_in_the_bucket(self, bodies: set[str]) -> None:
+        store = self.an_hour_later()
+        assert store.sweep() == 0
+        listed = obstore.list(store._store).collect()
+        assert {one["path"] for one in listed} == {f"valv/bodies/{name}" for name in bodies}
 
     def whole_are_whole(self) -> None:
         """What the records call whole holds, byte for byte. Nobody works meanwhile."""
@@ -154,49 +185,51 @@ def check(store: Storage, row: dict[str, object]) -> None:
     assert seen.fault is None, seen.fault
 
 
-def test_no_kill_loses_a_file_or_leaves_half_a_copy(tmp_path: Path, long: bool) -> None:
-    m = Moved(tmp_path)
-    over = threading.Event()
-    reader = threading.Thread(target=m.read_on, args=(over,))
-    reader.start()
-    try:
-        for _ in range(KILLS_LONG if long else KILLS):
-            child = m.child()
-            m.order()
-            time.sleep(m.dice.uniform(0.0, 0.8))
-            child.kill()
-            child.wait()
-            assert child.stdout is not None
-            child.stdout.close()
-            assert not m.faults, f"seed {m.seed}: {m.faults}"
-            m.whole_are_whole()
-        child = m.child()  # and now to the end
-        placement.set_rule(m.node, OLLE, "d", "copies = 2, not in main", command=new_id())
-        end = time.monotonic() + 120
-        while left(m.node):
-            assert time.monotonic() < end, f"seed {m.seed}: {left(m.node)}"
-            time.sleep(0.1)
-        child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
-    finally:
-        over.set()
-        reader.join(60)
-    assert not m.faults and m.reads > 0, f"seed {m.seed}: {m.faults}"
-    m.whole_are_whole()
-    for name in ("main", "second", "third"):
-        m.node.each_store()[name].sweep()
-    # What `valv doctor` does while the node is down: afterwards nothing is left that no record knows.
-    assert list(doctor._copies(m.node, False)) == [], f"seed {m.seed}"
-    assert copying.stray(m.node) == ([], [])
-    bodies = {name for row in m.rows() for name in (str(row["body"]), sidecar(str(row["body"])))}
-    stores = m.node.each_store()
-    assert set(stores["main"].names()) == set()
-    assert set(stores["second"].names()) == set(stores["third"].names()) == bodies
-    with m.node.records.reading() as unit:
-        assert need(unit, DATASET, "d")[0].phase == "live"
-        assert {row["state"] for row in unit.rows("copy")} == {"whole"}
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("third", ["folder", "bucket"])
+def test_no_kill_loses_a_file_or_leaves_half_a_copy(
+    tmp_path: Path, long: bool, third: str, request: pytest.FixtureRequest
+) -> None:
+    settings = (request.getfixturevalue("ceph"),) if third == "bucket" else ()
+    with killing.dice() as dice:
+        m = Moved(tmp_path, dice, *settings)
+        over = threading.Event()
+        reader = threading.Thread(target=m.read_on, args=(over,))
+        reader.start()
+        try:
+            with killing.Forked("tests.app.copy_child", tmp_path) as child:
+                while child.kills < (killing.MOMENTS_LONG if long else killing.MOMENTS):
+                    child.start()
+                    m.order()
+                    time.sleep(dice.uniform(0.0, 0.6))
+                    child.kill()
+                    assert not m.faults, m.faults
+                    m.whole_are_whole()
+                if third == "bucket":
+                    m.an_hour_later()
+                child.start()  # and now to the end
+                m.last_order()
+                end = time.monotonic() + 120
+                while left(m.node):
+                    assert time.monotonic() < end, left(m.node)
+                    time.sleep(0.1)
+                child.kill()
+        finally:
+            over.set()
+            reader.join(60)
+        assert not m.faults and m.reads > 0, m.faults
+        m.whole_are_whole()
+        m.read()
+        killing.looked_over(tmp_path)
+        assert copying.stray(m.node) == ([], [])
+        bodies = {name for row in m.rows() for name in (str(row["body"]), sidecar(str(row["body"])))}
+        stores = m.node.each_store()
+        assert set(stores["main"].names()) == set()
+        assert set(stores["second"].names()) == set(stores["third"].names()) == bodies
+        if third == "bucket":
+            m.nothing_else_in_the_bucket(bodies)
+        with m.node.records.reading() as unit:
+            assert need(unit, DATASET, "d")[0].phase == "live"
 
 
 def left(node: Node) -> list[dict[str, object]]:
@@ -205,7 +238,7 @@ def left(node: Node) -> list[dict[str, object]]:
 
 
 def test_the_doctor_names_what_is_wrong(tmp_path: Path) -> None:
-    m = Moved(tmp_path)
+    m = Moved(tmp_path, random.Random())
     copying.look(m.node)
     while copying.follow(m.node) or copying.turn(m.node):
         pass

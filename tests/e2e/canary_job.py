@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from valv.formats import crypt4gh
 from valv.formats.keyfile import read_public
 from valv.keys.client import KeydClient
 
+SEEN = 120.0
+"""Seconds within which each kind of process must have been seen at its work."""
 COUNT = "cat /data/*/* | wc -c > /outbox/count.txt"
 
 
@@ -60,6 +63,9 @@ def do(job: Job, folder: Path) -> None:
     assert got["count.txt"].strip() == b"300000"
     download(rikard, work.permit(node, opened, "download"), {"plain.txt": 200_000, "sent.txt": 100_000})
     rekey(job, closed)
+    seen_closed(job, "rekey", lambda: rekey(job, closed))
+    seen_closed(job, "collect", lambda: work.run(node, permit, ["sh", "-c", COUNT]))
+    seen_closed(job, "read", lambda: read(job, folder, node_key))
     ask_api_wrong_things(job, folder, node_key)
     ask_keyd_wrong_things(job, closed, opened)
     for name, number in (("worker", signal.SIGABRT), ("serve", signal.SIGSEGV), ("keyd", signal.SIGABRT)):
@@ -89,6 +95,25 @@ def rekey(job: Job, dataset: str) -> None:
     operator = listened(job, "olof")
     (ident,) = operator.post("/rotations", {"dataset": dataset, "aim": "rekey", "reason": "A drill."})["rotation_ids"]
     operator.wait(f"/rotations/{ident}", lambda found: found["state"]["phase"], ("done",))
+
+
+def read(job: Job, folder: Path, node_key: bytes) -> None:
+    """One more deposit that came encrypted, which a process opens to look at it."""
+    name = work.fresh("read")
+    data = folder / name
+    data.mkdir()
+    (data / "sent.txt.c4gh").write_bytes(sealed(secrets.token_bytes(100_000), SENT_KEY, node_key))
+    work.deposit(job.node.person("carin"), data, name, "identifiable", ["HMB"])
+
+
+def seen_closed(job: Job, name: str, step: Callable[[], object]) -> None:
+    """Take a step again until such a process was seen after it had closed itself. It lives for a moment only, and who
+    watches may have met it while it started each time. One that never closes itself is never seen so."""
+    end = time.monotonic() + SEEN
+    while time.monotonic() < end:
+        if any(one.name == name and one.closed and one.core == ["0", "0"] for one in list(job.shown.values())):
+            return
+        step()
 
 
 def listened(job: Job, name: str) -> Any:

@@ -34,14 +34,17 @@ MINUTES_SECONDS = 150.0
 class Saved(Kept):
     """A node with a place for its backups, and the key that opens them."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        (folder / "vault").mkdir()
+    def __init__(self, folder: Path, *database: str) -> None:
+        super().__init__(folder, *database)
         made = self.call("backup", "key", folder / "stick", "--passphrase-file", self.secret)
         toml = self.directory / "valv.toml"
-        about = f'[backup]\nrecipient = "{made["recipient"]}"\nhours = 1000\n[backup.places.vault]\n'
-        about += f'path = "{folder / "vault"}"\ncountry = "SE"\nunit = "Demonstration"\n'
+        about = f'[backup]\nrecipient = "{made["recipient"]}"\nhours = 1000\n[backup.places.vault]\n{self.place_text()}'
         toml.write_text(f"{toml.read_text().rstrip()}\n\n{about}")
+
+    def place_text(self) -> str:
+        """The settings of the place."""
+        (self.folder / "vault").mkdir()
+        return f'path = "{self.folder / "vault"}"\ncountry = "SE"\nunit = "Demonstration"\n'
 
     def call(self, *words: object, code: int = 0) -> Any:
         """`valv …`: its JSON, or what it said where it must fail."""

@@ -38,8 +38,9 @@ READ = "cat /data/*/* > /outbox/seen.txt"
 class Kept:
     """A node that is stopped and started, with a place for its key backup and officers' key files."""
 
-    def __init__(self, folder: Path) -> None:
-        config = demo.prepare(folder / "node", free_port())
+    def __init__(self, folder: Path, *database: str) -> None:
+        """`database`: address and password file, where it is not the embedded one."""
+        config = demo.prepare(folder / "node", free_port(), *database)
         accounts = json.loads(demo.accounts_file(folder / "node").read_text("utf-8"))
         self.node = RunningNode(config.public_url, folder / "node", accounts)
         self.url, self.directory, self.person = self.node.url, self.node.directory, self.node.person

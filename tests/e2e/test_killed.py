@@ -3,16 +3,12 @@ afterwards, and nothing happened twice."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import random
 import secrets
-import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -21,65 +17,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from tests import killing
 from tests.conftest import free_port, node_missing
+from tests.killing import PATIENCE, Victim
+from tests.killing import again as _again
 from valv.assemble import demo
 from valv.assemble.demo import COMMITTEE
 from valv.assemble.demo_client import Person
 from valv.assemble.node import build
 from valv.config import Config
-from valv.errors import Fault, RefusedFault
 
 KILLS = 12
 KILLS_LONG = 50
-PATIENCE = 90.0
-PASSING = ("fault.unreachable", "fault.sealed", "fault.internal", "fault.storage", "fault.conflict", "fault.compute")
-"""What a request may meet while a part of the node is away."""
-
-
-class Victim:
-    """A node that is killed and started again until `stop`."""
-
-    def __init__(self, directory: Path, config: Config, dice: random.Random) -> None:
-        self._directory, self._config, self._dice = directory, config, dice
-        self.kills = 0
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with (self._directory / "log" / "up.log").open("ab") as log:
-            command = [sys.executable, "-m", "valv.assemble.up", "--node", str(self._directory)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        demo._until_ready(self._config, self._process, self._directory)
-
-    def kill(self) -> None:
-        """The whole node by its supervisor, or one process, which the supervisor starts again."""
-        assert self._process is not None
-        self.kills += 1
-        if self._dice.random() < 0.5:
-            os.kill(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self.start()
-            return
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        with contextlib.suppress(ProcessLookupError, IndexError):
-            os.kill(int(self._dice.choice(children)), signal.SIGKILL)
-
-    def stop(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(30)
 
 
 def test_nothing_acknowledged_is_lost_and_nothing_happens_twice(tmp_path: Path, long: bool) -> None:
     if node_missing():
         pytest.skip(node_missing())
-    seed = secrets.randbelow(1 << 30)
+    seed = int(os.environ.get(killing.SEED) or secrets.randbelow(1 << 30))
     dice = random.Random(seed)
     directory = tmp_path / "node"
     config = demo.prepare(directory, free_port())
-    (directory / "log").mkdir(exist_ok=True)
     victim = Victim(directory, config, dice)
     victim.start()
     people = _log_in(directory, config)
@@ -111,6 +71,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_happens_twice(tmp_path: Path, 
     assert victim.kills == wanted
     assert done
     _all_there(config, done)
+    killing.looked_over(directory)
 
 
 def _log_in(directory: Path, config: Config) -> dict[str, Person]:
@@ -119,19 +80,6 @@ def _log_in(directory: Path, config: Config) -> dict[str, Person]:
         name: Person(config.public_url, name, kept[name]["password"], kept[name]["totp"])
         for name in ("carin", "rikard", "dagny", "kerttu")
     }
-
-
-def _again(step: Callable[[], Any]) -> Any:
-    """Repeat a step, under the same key, until the node answers it."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return step()
-        except (httpx.HTTPError, Fault) as fault:
-            code = fault.refusal.code if isinstance(fault, RefusedFault) else "fault.unreachable"
-            if code not in PASSING or time.monotonic() > end:
-                raise
-            time.sleep(0.1)
 
 
 def _loop(people: dict[str, Person], ended: threading.Event) -> dict[str, str]:

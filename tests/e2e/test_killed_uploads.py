@@ -4,6 +4,7 @@ there afterwards, nothing is half visible, and nothing is left over."""
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import secrets
 import threading
@@ -15,13 +16,14 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import killing
 from tests.conftest import free_port, node_missing
-from tests.e2e.test_killed import PATIENCE, Victim, _again, _log_in
+from tests.e2e.test_killed import _log_in
 from tests.e2e.test_uploads import MEDIA, TUS, announced
+from tests.killing import PATIENCE, Victim
+from tests.killing import again as _again
 from valv.assemble import demo
 from valv.assemble.demo import COMMITTEE
-from valv.assemble.node import build
-from valv.config import Config
 
 KILLS = 10
 KILLS_LONG = 60
@@ -30,11 +32,10 @@ KILLS_LONG = 60
 def test_nothing_acknowledged_is_lost(tmp_path: Path, long: bool) -> None:
     if node_missing():
         pytest.skip(node_missing())
-    seed = secrets.randbelow(1 << 30)
+    seed = int(os.environ.get(killing.SEED) or secrets.randbelow(1 << 30))
     dice = random.Random(seed)
     directory = tmp_path / "node"
     config = demo.prepare(directory, free_port())
-    (directory / "log").mkdir(exist_ok=True)
     victim = Victim(directory, config, dice)
     victim.start()
     carin = _log_in(directory, config)["carin"]
@@ -70,7 +71,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, long: bool) -> None:
     finally:
         ended.set()
         victim.stop()
-    _nothing_left(config)
+    killing.looked_over(directory)
 
 
 def _upload(person: Any, deposit: str, name: str, dice: random.Random) -> str:
@@ -118,25 +119,3 @@ def _joined(person: Any, deposit: str) -> None:
     while any(one["state"] != "done" for one in _again(lambda: person.get(f"/deposits/{deposit}/uploads"))):
         assert time.monotonic() < end, "some files are not joined"
         time.sleep(0.2)
-
-
-def _nothing_left(config: Config) -> None:
-    """Look into the stopped node itself, once it has cleared away what killed senders left."""
-    from dataclasses import replace
-    from datetime import UTC, datetime, timedelta
-
-    from valv.app import inspection, upload
-
-    node = build(config).node
-    late = replace(node, clock=lambda: datetime.now(UTC) + timedelta(hours=2))
-    upload.clear(late)
-    node.storage.sweep()
-    assert inspection.bodies(node) == (set(), set())
-    with node.records.reading() as unit:
-        assert unit.rows("upload_part") == []
-        bodies = {row["body"] for row in unit.rows("file")}
-        stale = {row["body"] for row in unit.rows("stale_body")}
-    names = set(node.storage.names())
-    assert names == {name for body in bodies for name in (body, f"{body}.seal")} | {
-        name for name in names if name.partition(".")[0] in stale
-    }

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from tests.conftest import RunningNode, free_port, node_missing
 from tests.e2e import work
-from tests.e2e.test_killed import PATIENCE, Victim, _again
+from tests.killing import PATIENCE, Victim
+from tests.killing import again as _again
 from valv.app import inspection
 from valv.app.rotation import GOING
 from valv.assemble import demo

@@ -1,7 +1,8 @@
 """Serves a mount in a process of its own, for the tests: a mount must not be used from the process that serves it.
 
 Arguments: a folder with `spec.json`, the descriptor of `/dev/fuse`, and the user id to become, or "". In the folder,
-`granted` stands for the permit, `hang` makes the store hang, `reads.json` tells the last beat.
+`granted` stands for the permit, `hang` makes the store hang, `store-away` and `keys-away` make the store and the key
+holder unreachable, `reads.json` tells the last beat.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from valv.errors import UnreachableFault
 from valv.formats.crypt4gh import reseal
 from valv.ports.compute import MountedFile
 from valv.ports.storage import Body, Place
@@ -22,20 +24,26 @@ from valv.vault.mount import MountServer
 
 
 class HangingBody:
-    """A body whose storage can be made to hang."""
+    """A body whose storage can be made to hang, and to be away."""
 
-    def __init__(self, body: LocalBody, hang: Path) -> None:
+    def __init__(self, body: LocalBody, folder: Path) -> None:
         self._body = body
-        self._hang = hang
+        self._folder = folder
         self.size = body.size
 
     def pread_into(self, target: memoryview, offset: int) -> int:
-        while self._hang.exists():
+        while (self._folder / "hang").exists():
             time.sleep(0.02)
+        check(self._folder / "store-away")
         return self._body.pread_into(target, offset)
 
     def close(self) -> None:
         self._body.close()
+
+
+def check(away: Path) -> None:
+    if away.exists():
+        raise UnreachableFault("it does not answer")
 
 
 class Spec(msgspec.Struct):
@@ -54,9 +62,11 @@ def main() -> None:
     store = LocalStorage(folder / "store", Place("SE", "test"))
 
     def open_body(name: str) -> Body:
-        return HangingBody(store.open(name), folder / "hang")  # type: ignore[return-value]
+        check(folder / "store-away")
+        return HangingBody(store.open(name), folder)  # type: ignore[return-value]
 
     def open_header(file: MountedFile, public: bytes) -> bytes:
+        check(folder / "keys-away")
         return reseal(file.header, [spec.private_key], [public])
 
     def beat(reads: dict[str, int]) -> bool:

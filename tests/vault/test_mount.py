@@ -321,6 +321,32 @@ def test_revocation_reaches_readers_that_hang_in_storage(mounted: Mounted) -> No
     os.close(cached)
 
 
+def test_a_store_that_is_away_is_an_error_and_no_refusal(mounted: Mounted) -> None:
+    away, path = mounted.folder / "store-away", mounted.path("set/large.bin")
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    assert os.pread(fd, 4096, 0) == CONTENT["set/large.bin"][:4096]
+    away.touch()
+    assert denied(lambda: os.pread(fd, 4096, 5_000_000), errno.EIO)
+    assert denied(lambda: mounted.path("set/segments.bin").open("rb"), errno.EIO)
+    mounted.revoke()
+    assert soon(lambda: denied(lambda: os.pread(fd, 4096, 6_000_000)))  # a lost permit says so whatever stores do
+    mounted.grant()
+    away.unlink()
+    assert soon(lambda: not denied(lambda: os.pread(fd, 4096, 5_000_000)))
+    assert os.pread(fd, 4096, 5_000_000) == CONTENT["set/large.bin"][5_000_000:5_004_096]
+    os.close(fd)
+    assert mounted.path("set/segments.bin").read_bytes() == CONTENT["set/segments.bin"]
+
+
+def test_without_the_key_holder_nothing_is_opened(mounted: Mounted) -> None:
+    away = mounted.folder / "keys-away"
+    away.touch()
+    assert denied(lambda: mounted.path("set/segments.bin").open("rb"))
+    away.unlink()
+    assert mounted.path("set/segments.bin").read_bytes() == CONTENT["set/segments.bin"]
+
+
 def test_the_server_needs_no_privilege(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("handing the mount to another user needs root")

@@ -49,6 +49,8 @@ LONGEST_PAUSE: Final = timedelta(hours=1)
 TAPE_PAUSE: Final = timedelta(seconds=30)
 MEASURED: Final = timedelta(minutes=10)
 """How often a store is asked how much room it has left."""
+SWEPT: Final = timedelta(hours=1)
+"""How often what killed writers left in a store is looked for."""
 PROBE: Final = "valv-probe"
 """A name that no body has: a store that answers says so."""
 
@@ -162,16 +164,19 @@ def look(node: Node) -> None:
 
 def _see(node: Node, name: str, before: Mapping[str, Any], at: datetime) -> dict[str, Any]:
     store = node.each_store()[name]
-    free, measured = before.get("free"), before.get("measured")
+    free, measured, swept = before.get("free"), before.get("measured"), before.get("swept")
     try:
         with suppress(MissingFault):
             store.size(PROBE)
         if not measured or datetime.fromisoformat(measured) + MEASURED <= at:
             free, measured = store.usage().free, at.isoformat()
+        if not swept or datetime.fromisoformat(swept) + SWEPT <= at:
+            store.sweep()
+            swept = at.isoformat()
         fault = ""
     except Fault as found:
         fault = (found.detail or found.row.title)[:500]
-    return {"fault": fault, "at": at.isoformat(), "free": free, "measured": measured}
+    return {"fault": fault, "at": at.isoformat(), "free": free, "measured": measured, "swept": swept}
 
 
 def _setting(unit: Unit, name: str, default: Any) -> Any:

@@ -101,14 +101,16 @@ def create(
     with node.records.writing() as unit:
         open_for(node, who, unit, deposit_id)
         if known := unit.rows("upload", {"id": ident, "deposit": deposit_id}):
-            return _shown(known[0])
-        free(node, unit, deposit_id, path)
-        for other in unit.rows("upload", {"deposit": deposit_id, "folded": row["folded"]}):
-            if other["path"] != path:
-                raise refuse("path_wrong", f"{path[:80]!r} differs from another file only in letter case or look")
-            _leave(unit, other, at)
-        unit.insert("upload", [row])
-    if length == 0:
+            row = known[0]
+        else:
+            free(node, unit, deposit_id, path)
+            for other in unit.rows("upload", {"deposit": deposit_id, "folded": row["folded"]}):
+                if other["path"] != path:
+                    raise refuse("path_wrong", f"{path[:80]!r} differs from another file only in letter case or look")
+                _leave(unit, other, at)
+            unit.insert("upload", [row])
+    # Of an empty file nothing is to come; also where the node was killed before it had become a file.
+    if row["length"] == 0 and row["state"] == "open":
         return append(node, who, deposit_id, ident, offset=0, chunks=())
     return _shown(row)
 

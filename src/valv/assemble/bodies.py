@@ -3,34 +3,47 @@ their credentials and a network."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
-from valv.assemble.confine import Users
+from valv.assemble.confine import Users, is_there
 from valv.assemble.sockets import BODIES
 from valv.compute.bodies import Client
 from valv.compute.bodies_server import Served
 from valv.config import MAIN, Config
 from valv.config import Storage as Settings
+from valv.errors import UnreachableFault
 from valv.ports.storage import Place, Storage
 from valv.storage.local import LocalStorage
 from valv.vault.copies import Copies
+from valv.vault.late import LateStorage
 
 LOCAL: Final = "local"
 
 
 def confined(config: Config) -> Copies:
-    """What a mount, a reader or who encrypts files anew reads from and writes to."""
+    """What a mount, a reader or who encrypts files anew reads from and writes to. A folder that is not there, or cannot
+    be opened, is a store that is away: the other copies are read."""
     client = Client(config.runtime / BODIES, worker_uid(config))
     found: dict[str, Storage] = {}
     for name, settings in config.all_stores.items():
         stands = place(config, settings)
         if settings.backend == LOCAL:
-            found[name] = LocalStorage(config.path(settings.path), stands)
+            connect = functools.partial(folder, config.path(settings.path), stands)
+            found[name] = LateStorage(connect, stands)
         else:
             found[name] = client.store(name, stands)
     return Copies(found, nearest(config), client.suspect)
+
+
+def folder(path: Path, stands: Place) -> LocalStorage:
+    """A store that was made before. Who is confined makes none: in an empty one every copy would seem to be lost."""
+    if not is_there(path / "bodies"):
+        raise UnreachableFault("the folder of a store is not there")
+    return LocalStorage(path, stands)
 
 
 def served(config: Config, stores: Mapping[str, Storage]) -> Served:

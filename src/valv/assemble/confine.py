@@ -144,6 +144,11 @@ def store_folders(config: Config) -> dict[str, Path]:
     return {name: config.path(store.path) for name, store in config.all_stores.items() if store.backend == "local"}
 
 
+def is_there(folder: Path) -> bool:
+    """Whether it can be shown to a process: False also where its disk does not answer."""
+    return os.path.isdir(folder)  # noqa: PTH112 - `is_dir` raises what a broken disk says
+
+
 def copied_secrets(config: Config) -> Path:
     """Where the copies of secrets lie, in a folder for each process. No process sees this folder: each sees its own
     copies, in place of the files."""

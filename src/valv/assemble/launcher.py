@@ -77,13 +77,17 @@ def settings(config: Config) -> Settings:
     stores = confine.store_folders(config)
     hidden = (confine.copied_secrets(config),)
 
+    def there(*, but: str = "") -> list[Path]:
+        """Folders of stores that can be shown now: a lost disk must not keep a process from reading the others."""
+        return [path for name, path in stores.items() if name != but and confine.is_there(path)]
+
     def view(uid: int) -> View:
-        read = confine.same(*stores.values(), toml, config.runtime)
+        read = confine.same(*there(), toml, config.runtime)
         return View(uid=uid, groups=(users.group,), read=read, devices=(Path("/dev/fuse"),), hidden=hidden)
 
     def writing_view(uid: int) -> View:
         write = confine.same(*(path for name, path in stores.items() if name == MAIN))
-        read = confine.same(*(path for name, path in stores.items() if name != MAIN), toml, config.runtime)
+        read = confine.same(*there(but=MAIN), toml, config.runtime)
         return View(uid=uid, groups=(users.group,), read=read, write=write, hidden=hidden)
 
     def mount_command(uid: int, *, fuse: int, files: int, reports: int, grant_id: str, run_id: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,25 +14,40 @@ from valv.app.suspect import Suspicions
 from valv.assemble.backend import backend
 from valv.assemble.bodies import nearest, place
 from valv.assemble.policies import load_policies
-from valv.config import BackupPlace, Config
+from valv.config import MAIN, BackupPlace, Config
+from valv.errors import StorageFault
 from valv.ports.compute import Compute, Reader
 from valv.ports.storage import Storage
 from valv.vault.copies import Copies
+from valv.vault.late import LateStorage
 
 
 def stores(config: Config) -> dict[str, Storage]:
-    """Every store of the node by its name, `main` first. Nothing is opened before its first use."""
-    made = {}
+    """Every store of the node by its name, `main` first. Nothing is opened before its first use but folders: where one
+    of these cannot be, its store is away, and the node goes on with the others."""
+    made: dict[str, Storage] = {}
     for name, settings in config.all_stores.items():
-        made[name] = backend("storage", settings.backend)(settings, Path(config.home), place(config, settings))
+        stands = place(config, settings)
+        connect: Callable[[], Storage] = functools.partial(
+            backend("storage", settings.backend), settings, Path(config.home), stands
+        )
+        try:
+            made[name] = connect()
+        except StorageFault:
+            if name == MAIN:
+                raise
+            made[name] = LateStorage(connect, stands)
     return made
 
 
 def places(config: Config) -> dict[str, Storage]:
-    """The places of backups by name, those that are there: a folder that is away is not made anew elsewhere."""
+    """The places of backups by name, those that are there: a folder that is away is not made anew elsewhere. Nor is a
+    place there for a process that does not see its credentials: of the node's processes only the worker does."""
     made = {}
     for name in config.backup.places:
         settings = config.backup_place(name)
+        if settings.credentials and not config.path(settings.credentials).is_file():
+            continue
         if settings.backend != "local" or Path(settings.path).is_dir():
             made[name] = place_for_backups(config, settings)
     return made

@@ -22,7 +22,7 @@ from typing import Final
 
 from valv.assemble import confine
 from valv.assemble.confine import INSIDE, Users, View
-from valv.config import Config
+from valv.config import MAIN, Config
 from valv.errors import ConfigFault, StorageFault
 
 LOG: Final = "log"
@@ -43,7 +43,11 @@ def prepare(config: Config, users: Users) -> None:
         _folder(confine.runs(config), 0o711)
         _folder(Path(config.home, LOG), 0o750)
         for folder in _shared(config):
-            folder.mkdir(exist_ok=True, parents=True)
+            try:
+                folder.mkdir(exist_ok=True, parents=True)
+            except OSError:
+                if folder not in _others(config):  # without the disk of another store the node runs all the same
+                    raise
         for place in config.keys.backup:
             if config.path(place).is_dir():
                 _folder(config.key_place(place), 0o700, owner=users.keyd if users.root else None)
@@ -58,9 +62,10 @@ def prepare(config: Config, users: Users) -> None:
 
 def views(config: Config, users: Users) -> dict[str, View]:
     """Each process's view, by its name. The launcher's only where root starts the node."""
-    stores, db = confine.store_folders(config).values(), Path(config.home, "db")
+    stores, db = list(confine.store_folders(config).values()), Path(config.home, "db")
     toml = Path(config.home, "valv.toml")
     database = [Path("/run/postgresql")] if config.database.url.startswith("postgres") else []
+    stores = [path for path in stores if confine.is_there(path)]
     data = [path for path in (db, *stores, *database) if path.exists()]
     trusted = {name: certificates(config) for name in ("worker", "serve")}
 
@@ -160,6 +165,11 @@ def _shared(config: Config) -> tuple[Path, ...]:
     return (Path(config.home, "db"), *confine.store_folders(config).values(), config.path(config.mail.folder))
 
 
+def _others(config: Config) -> list[Path]:
+    """The folders of stores besides `main`."""
+    return [path for name, path in confine.store_folders(config).items() if name != MAIN]
+
+
 def _share(config: Config, users: Users) -> None:
     keys = config.path(config.keys.path)
     if keys.exists():
@@ -167,6 +177,8 @@ def _share(config: Config, users: Users) -> None:
             os.chown(path, users.keyd, users.keyd, follow_symlinks=False)
         keys.chmod(0o700)
     for top in _shared(config):
+        if top in _others(config) and not confine.is_there(top):
+            continue
         if top.stat().st_gid != users.group or top.name == "db":  # a large store is gone through once only
             for path in (*top.rglob("*"), top):
                 _give(path, users.group)

@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from valv.db.dump import Dumping
-from valv.db.engine import fault_of, open_engine, read_password, read_url
+from valv.db.engine import empty_log, fault_of, open_engine, read_password, read_url
 from valv.db.journal import Journal
 from valv.db.placing import Placing
 from valv.db.rows import Rows
@@ -36,6 +36,7 @@ class Database:
         self._readers = open_engine(self._url, self._password, writes=False)
         self._writers = open_engine(self._url, self._password, writes=True)
         self._checked = False
+        self._erased = True  # perhaps by a process that died before it settled
 
     def __repr__(self) -> str:
         return f"Database({self._url.render_as_string(hide_password=True)!r})"
@@ -64,6 +65,16 @@ class Database:
                 connection.commit()
             except sa.exc.SQLAlchemyError as error:
                 raise fault_of(error) from None
+            self._erased |= unit.erased
+
+    def settle(self) -> bool:
+        """Take what was erased out of SQLite's write-ahead log, too. False where somebody reads it just then, which is
+        not waited for: call it again. (PostgreSQL frees it as its own vacuum comes by.)"""
+        if not self._erased:
+            return True
+        settled = self._url.get_backend_name() != "sqlite" or empty_log(Path(self._url.database or ""))
+        self._erased = not settled
+        return settled
 
     def verify(self, note: str | None = None, vkey: str = "") -> Report:
         """Recompute the whole ledger and compare it with what is stored, in one frozen view.

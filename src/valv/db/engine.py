@@ -92,6 +92,7 @@ def _prepare_sqlite(engine: sa.Engine, *, writes: bool) -> None:
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA secure_delete = ON")  # what is erased is written over
         cursor.execute(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
         cursor.close()
 
@@ -100,6 +101,22 @@ def _prepare_sqlite(engine: sa.Engine, *, writes: bool) -> None:
 
     sa.event.listen(engine, "connect", connected)
     sa.event.listen(engine, "begin", begun)
+
+
+def empty_log(path: Path) -> bool:
+    """Write all that stands in the write-ahead log into the database, and empty it. False where others are at it; no
+    one is made to wait."""
+    try:
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+    except sqlite3.Error:
+        return False
+    try:
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+    except sqlite3.Error:
+        return False
+    finally:
+        connection.close()
 
 
 def fault_of(error: sa.exc.SQLAlchemyError) -> Fault:

@@ -16,7 +16,9 @@ from valv.errors import InputFault
 
 
 class Rows(Statements):
-    """The plain half of a unit; see `valv.ports.records.Unit`."""
+    """The plain half of a unit; see `valv.ports.records.Unit`. `erased`: whether a text was erased in it."""
+
+    erased = False
 
     def insert(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
         target = _table(table)
@@ -47,6 +49,7 @@ class Rows(Statements):
         _check(target, values)
         if not values:
             raise ValueError(f"an update of {table} needs a value to set")
+        self.erased |= values.get("erased") is not None
         folded = target is dataset and not catalogue.SOURCES.isdisjoint(values)
         ids = [row["id"] for row in self.rows(table, where)] if folded else []
         count = self.run(sa.update(target).where(*_conditions(target, where)).values(values)).rowcount

@@ -29,6 +29,7 @@ from typing_extensions import Buffer
 from valv.config import Storage as Settings
 from valv.errors import ConfigFault, Fault, InputFault, MissingFault, StorageFault, UnreachableFault
 from valv.ports.storage import NAME, Place, Usage
+from valv.storage.ahead import ReadAhead
 from valv.storage.s3_client import Credentials, S3Client
 from valv.storage.s3_write import Making, S3Writer, exists
 
@@ -40,7 +41,7 @@ LANES: Final = 4
 STALE: Final = 24 * 3600.0
 CLAIM_STALE: Final = 3600.0
 """A claim lasts as long as one completion, which the attempts of the client bound."""
-CHUNK: Final = 1 << 20
+CHUNK: Final = 1 << 17
 _NAME: Final = re.compile(NAME)
 
 
@@ -226,17 +227,23 @@ class S3Body:
         self._attempts = attempts
         self._pause = pause
         self._closed = threading.Event()
+        self._ahead = ReadAhead(self._fetch, size)
 
     @property
     def size(self) -> int:
         return self._size
 
     def pread_into(self, target: Buffer, offset: int) -> int:
-        """Where an answer ends early, the rest is asked for again, as long as any bytes come."""
         view = memoryview(target).cast("B")
-        wanted = max(0, min(len(view), self._size - offset))
+        view = view[: max(0, min(len(view), self._size - offset))]
         if self._closed.is_set():
             raise StorageFault(f"{self._name} has been closed")
+        self._ahead.read(view, offset)
+        return len(view)
+
+    def _fetch(self, view: memoryview, offset: int) -> None:
+        """Where an answer ends early, the rest is asked for again, as long as any bytes come."""
+        wanted = len(view)
         done = idle = 0
         fault: Fault = StorageFault(f"{self._name}: the S3 server gives fewer bytes than it has")
         while done < wanted:
@@ -255,7 +262,6 @@ class S3Body:
                 raise fault
             if idle:
                 time.sleep(self._pause * 2 ** (idle - 1))
-        return done
 
     def _pieces(self, start: int, end: int) -> Iterator[memoryview]:
         found = obstore.get(self._store, self._key, options={"range": (start, end), "if_match": self._etag})
@@ -266,6 +272,7 @@ class S3Body:
 
     def close(self) -> None:
         self._closed.set()
+        self._ahead.close()
 
 
 def _check(settings: Settings) -> None:

@@ -24,6 +24,7 @@ from typing_extensions import Buffer
 from valv.config import Storage as Settings
 from valv.errors import ConfigFault, Fault, InputFault, MissingFault, StorageFault, UnreachableFault
 from valv.ports.storage import NAME, Place, Usage
+from valv.storage.ahead import ReadAhead
 from valv.storage.swift_session import Answer, SwiftSession, login_of, refusal
 from valv.storage.swift_write import MARK, Making, SwiftWriter, exists
 
@@ -183,17 +184,22 @@ class SwiftBody:
         self._size = size
         self._etag = etag
         self._closed = threading.Event()
+        self._ahead = ReadAhead(self._fetch, size)
 
     @property
     def size(self) -> int:
         return self._size
 
     def pread_into(self, target: Buffer, offset: int) -> int:
-        """Where an answer ends early, the rest is asked for again, as long as any bytes come."""
         view = memoryview(target).cast("B")
         view = view[: max(0, min(len(view), self._size - offset))]
         if self._closed.is_set():
             raise StorageFault(f"{self._name} has been closed")
+        self._ahead.read(view, offset)
+        return len(view)
+
+    def _fetch(self, view: memoryview, offset: int) -> None:
+        """Where an answer ends early, the rest is asked for again, as long as any bytes come."""
         done = idle = 0
         fault: Fault = StorageFault(f"{self._name}: the Swift server gives fewer bytes than it has")
         while done < len(view):
@@ -210,7 +216,6 @@ class SwiftBody:
             if idle == self._session.attempts:
                 raise fault
             self._session.wait(idle)
-        return len(view)
 
     def _pieces(self, start: int, end: int) -> Iterator[bytes]:
         headers = {"range": f"bytes={start}-{end - 1}", "if-match": f'"{self._etag}"'}
@@ -231,6 +236,7 @@ class SwiftBody:
 
     def close(self) -> None:
         self._closed.set()
+        self._ahead.close()
 
 
 def _check(settings: Settings) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from valv.errors import FormatFault
+from valv.errors import FormatFault, UnreachableFault
 from valv.formats.crypt4gh import KeyPair, open_header
 from valv.ports.compute import MountedFile
 from valv.ports.storage import Body
 from valv.vault.reader import SealedReader, open_with_keys
+
+
+class KeysAwayFault(UnreachableFault):
+    """The key holder does not answer: whether the file may be read is not known."""
 
 
 class FileGate:
@@ -33,7 +37,8 @@ class FileGate:
         self._data_keys: tuple[bytes, ...] = ()
 
     def acquire(self) -> SealedReader:
-        """The reader, to be given back by `release`. Raises every fault of `open_reader` and of the re-sealing."""
+        """The reader, to be given back by `release`. Raises every fault of `open_reader` and of the re-sealing;
+        `KeysAwayFault` where it is the key holder that does not answer, `UnreachableFault` where a store does not."""
         with self._lock:
             if self._reader is None:
                 self._reader = open_with_keys(
@@ -55,7 +60,11 @@ class FileGate:
                 self._reader = None
 
     def _fetch_keys(self) -> tuple[bytes, ...]:
-        opened = open_header(self._reseal(self._file, self._keys.public), [self._keys.private])
+        try:
+            header = self._reseal(self._file, self._keys.public)
+        except UnreachableFault as fault:
+            raise KeysAwayFault(fault.detail, fault.hint) from None
+        opened = open_header(header, [self._keys.private])
         if opened.edit_list is not None:
             raise FormatFault("the Crypt4GH header has an edit list")
         self._data_keys = opened.data_keys

@@ -26,12 +26,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from valv.errors import Fault, RefusedFault, SealedFault, UnreachableFault
+from valv.errors import Fault, RefusedFault, SealedFault
 from valv.formats.crypt4gh import generate_keypair
 from valv.ports.compute import MountedFile
 from valv.ports.storage import Body
 from valv.vault import fuse_wire as wire
-from valv.vault.fuse_files import FileGate
+from valv.vault.fuse_files import FileGate, KeysAwayFault
 from valv.vault.fuse_tree import FOREVER, Node, Tree
 from valv.vault.fuse_wire import Op, Request
 from valv.vault.lease import HeldLease
@@ -39,7 +39,7 @@ from valv.vault.lease import HeldLease
 _log: Final = logging.getLogger(__name__)
 _CLOSING: Final = 2.0
 """Seconds that closing waits for the kernel to drop pages and for threads that hang in storage."""
-_NOT_NOW: Final = (RefusedFault, SealedFault, UnreachableFault)
+_NOT_NOW: Final = (RefusedFault, SealedFault, KeysAwayFault)
 
 
 class _Answer(Exception):
@@ -296,7 +296,7 @@ class MountServer:
         self._send(fd, wire.out_header(request.unique, length=length), target[:length])
 
     def _refusal(self, file: MountedFile, fault: Fault) -> _Answer:
-        """EACCES where the key holder said no or is away, EIO where the stored bytes are at fault."""
+        """EACCES where the key holder said no or is away, EIO where the stored bytes are at fault or cannot be had."""
         _log.error("file %s cannot be read: %s", file.file_id, fault.code)
         return _Answer(errno.EACCES if isinstance(fault, _NOT_NOW) else errno.EIO)
 

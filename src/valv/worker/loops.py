@@ -208,7 +208,7 @@ class Worker:
     def chores(self) -> None:
         """Each of them also where another fails: what officers destroyed is gone even from a ledger that a restore set
         back, which nobody signs any more."""
-        steps = (permit.expire_due, custody.follow, ledger.checkpoint, _deliver)
+        steps = (permit.expire_due, custody.follow, ledger.checkpoint, _deliver, _settle)
         each(steps, lambda step: step(self._node))
 
     @performs("node.operate")
@@ -237,6 +237,10 @@ class Worker:
             if not granted:
                 self._mounts.pop(beat.run_id, None)
         return granted
+
+
+def _settle(node: Node) -> None:
+    node.records.settle()
 
 
 def _deliver(node: Node) -> int:
