@@ -24,6 +24,13 @@ from valv.formats.crypt4gh import MAGIC
 TUS = {"Tus-Resumable": "1.0.0"}
 MEDIA = {"Content-Type": "application/offset+octet-stream"}
 SIZE = 3_333_333
+BEFORE: list[set[str]] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def before(node_world):
+    """What other tests have moved to stores that are gone with them is not looked for here."""
+    BEFORE[:] = inspection.bodies(node_world.node)
 
 
 @pytest.fixture
@@ -69,7 +76,8 @@ def sums(content):
 
 def in_order(w):
     """No record without a body, and no body that no record points to."""
-    assert inspection.bodies(w.node) == (set(), set())
+    missing, stray = inspection.bodies(w.node)
+    assert (missing - BEFORE[0], stray - BEFORE[1]) == (set(), set())
     assert list((w.folder / "store" / "new").iterdir()) == []
 
 
@@ -212,7 +220,8 @@ def test_a_file_that_is_not_the_declared_one(w, ident):
 def in_order_soon(w):
     """What a join left behind is deleted a minute later: it is known until then."""
     upload.clear(w.worker)
-    assert inspection.bodies(w.node) == (set(), set())
+    missing, stray = inspection.bodies(w.node)
+    assert (missing - BEFORE[0], stray - BEFORE[1]) == (set(), set())
 
 
 def test_termination(w, ident):

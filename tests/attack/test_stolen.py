@@ -136,7 +136,10 @@ def test_altered_stores_are_read_errors_and_never_other_bytes(stage: Stage, tmp_
     told = json.loads(work.release(node, done, {"told.json"})["told.json"])
     good = hashlib.sha256((folder / "left-alone").read_bytes()).hexdigest()
     assert told.pop("left-alone") == good
-    assert told == dict.fromkeys(told, "error 5") and set(told) == set(ways), told
+    # A scrub that came by meanwhile has made the seal's pairs anew from the body, which holds.
+    healed = hashlib.sha256((folder / "seal").read_bytes()).hexdigest()
+    assert told.pop("seal") in ("error 5", healed)
+    assert told == dict.fromkeys(told, "error 5") and {*told, "seal"} == set(ways), told
 
 
 _READ = """
